@@ -1,0 +1,31 @@
+# make run   executes the notebooks into $(OUT)      make test   runs every check
+# Both make .venv first, with whatever is missing in it.
+PYTHON ?= python3
+OUT    ?= outputs
+PRESET ?= quick
+DATA   ?=
+
+BIN := .venv/bin
+# Nothing is fetched unless DATA=auto asks for it; DATA=path names a CIFAR-10 of the user's own.
+Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)",-p download False)
+
+.PHONY: setup run test
+setup: .venv/installed
+
+# torch comes first, because building sam2 needs it at hand; without isolation it is not downloaded a second time.
+.venv/installed: requirements.txt tests/requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet "torch>=2.5" "torchvision>=0.20"
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-build-isolation -r requirements.txt -r tests/requirements.txt
+	touch $@
+
+run: setup
+	mkdir -p "$(OUT)"
+	$(BIN)/papermill --log-output --no-progress-bar --kernel python3 q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
+	@echo "executed notebook: $(OUT)/q1.ipynb, its files: $(OUT)/q1/"
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest

@@ -1,0 +1,90 @@
+"""Where the notebook runs, where its files lie there, and what is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Packages whose installed build belongs to the platform (CUDA, drivers): an install step must leave them as they are.
+PLATFORM_PACKAGES = ("torch", "torchvision", "torchaudio", "triton", "numpy")
+
+
+def where(environ: dict[str, str] | None = None) -> str:
+    """Return `"kaggle"`, `"colab"` or `"local"`.
+
+    Kaggle is asked first: its image is built from Colab's, so Colab's modules and variables may be found there too,
+    while Colab never sets Kaggle's.
+    """
+    environ = os.environ if environ is None else environ
+    if "KAGGLE_KERNEL_RUN_TYPE" in environ or "KAGGLE_URL_BASE" in environ:
+        return "kaggle"
+    if "COLAB_RELEASE_TAG" in environ or "COLAB_GPU" in environ:
+        return "colab"
+    return "local"
+
+
+def default_out_dir(place: str | None = None) -> Path:
+    """Folder for what a run writes: the one that survives the session on Kaggle, else one that is easy to find."""
+    folders = {"kaggle": "/kaggle/working/outputs", "colab": "/content/outputs", "local": "outputs"}
+    return Path(folders[place or where()])
+
+
+def input_folders(place: str | None = None, kaggle_input: Path = Path("/kaggle/input")) -> list[Path]:
+    """Folders that may hold the user's files, best first: attached Kaggle inputs, then `./data`.
+
+    Kaggle mounts an input either as `/kaggle/input/<name>` or, since 2025, as `/kaggle/input/<kind>/<owner>/<name>`;
+    both depths are listed, `cifar-10` first.
+    """
+    attached = []
+    if (place or where()) == "kaggle" and kaggle_input.is_dir():
+        nested = [path for pattern in ("*", "*/*/*") for path in sorted(kaggle_input.glob(pattern)) if path.is_dir()]
+        attached = [kaggle_input / "cifar-10", *(path for path in nested if path != kaggle_input / "cifar-10")]
+    return [*attached, Path("data")]
+
+
+def ensure_packages(**modules: str) -> list[str]:
+    """Install the packages whose module cannot be found, and nothing else.
+
+    `ensure_packages(timm="timm>=1.0.12", cv2="opencv-python")` maps an importable module to the requirement that
+    brings it. What the platform brought (torch, numpy, ...) is pinned to its installed version for pip's resolver, so
+    that no dependency can replace it. Returns the requirements that were installed. Raises `RuntimeError` with the
+    command to run when pip fails, which without internet it does.
+    """
+    missing = [requirement for module, requirement in modules.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return []
+    pins = [f"{name}=={version}" for name in PLATFORM_PACKAGES if (version := installed_version(name))]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(pins) + "\n")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *missing]
+        print(f"installing {', '.join(missing)} ...")
+        done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
+    if done.returncode:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise RuntimeError(
+            f"{', '.join(missing)} could not be installed ({reason}). With internet: pip install {' '.join(missing)}. "
+            "On Kaggle without internet: turn it on under Settings, or attach the wheels as an input."
+        )
+    importlib.invalidate_caches()
+    return missing
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed distribution, `None` where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Python's version and those of the named distributions (absent ones are left out), for a figure's caption."""
+    found = {name: version for name in packages if (version := installed_version(name))}
+    return {"python": platform.python_version(), **found}

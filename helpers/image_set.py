@@ -1,0 +1,112 @@
+"""What a reader of a data set returns, raises and checks with."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
+
+Part = tuple[np.ndarray, np.ndarray]  # one split: images uint8 [N, 3, 32, 32], labels int64 [N]
+
+
+class DataError(ValueError):
+    """A data set is missing or broken; the message names the file or value and the next step."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Training and test images in memory, on the CPU, in the order of their source: class folders give one class
+    after the other."""
+
+    train_images: Tensor  # uint8 [N, 3, 32, 32], RGB, contiguous
+    train_labels: Tensor  # int64 [N], 0 … 9
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]  # in the order of the labels
+    name: str
+    source: str  # where from and in which layout, or how it was made: to be shown beside every figure
+    notes: tuple[str, ...] = ()  # what a reader of a figure must know, e.g. that the test set is a held-out fifth
+    synthetic: bool = False  # drawn shapes, not CIFAR-10
+
+
+def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries."""
+    folders: dict[str, Path] = {}
+    files: dict[str, Path] = {}
+    with os.scandir(folder) as entries:  # no stat for each of 50,000 files, which a network disk would take minutes for
+        for entry in entries:
+            if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):
+                (folders if entry.is_dir() else files)[entry.name] = folder / entry.name
+    return folders, files
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: 2.png before 10.png."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower()) if part]
+
+
+def some(names: Sequence[object], limit: int = 5) -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more
+
+
+def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    # copies: the arrays may be transposed, or read-only views of a file's bytes
+    return torch.from_numpy(np.array(images, np.uint8, order="C")), torch.from_numpy(np.array(labels, np.int64))
+
+
+def checked_labels(values: object, count: int, where: str) -> np.ndarray:
+    """int64 [count] from what a file holds as labels."""
+    labels = np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+        raise DataError(
+            f"{where}: labels of shape {list(labels.shape)} and type {labels.dtype}; expected integers [N] or [N, 1]."
+        )
+    if len(labels) != count:
+        raise DataError(f"{where}: {count:,} images but {len(labels):,} labels. Download this copy again.")
+    wrong = np.flatnonzero((labels < 0) | (labels > 9))
+    if wrong.size:
+        hint = " Labels up to 99 suggest CIFAR-100." if 10 <= labels.max() <= 99 else ""
+        raise DataError(
+            f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is not in 0 … 9 ({wrong.size:,} such labels)."
+            f"{hint} Use an unmodified CIFAR-10."
+        )
+    return labels.astype(np.int64)
+
+
+def cifar10(
+    train: Part, test: Part, path: Path, layout: str, notes: Sequence[str] = (), held_out: bool = False
+) -> ImageSet:
+    """The checks that every layout ends with; `held_out` says that `test` was taken from the training images."""
+    for split, (_, labels) in (("training", train), ("test", test)):
+        empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
+        if empty:
+            raise DataError(
+                f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}. "
+                "All ten classes are needed in both sets; complete this copy."
+            )
+    n_train, n_test = len(train[1]), len(test[1])
+    counts = [("training", n_train, TRAIN_COUNT), ("test", n_test, TEST_COUNT)]
+    if held_out:
+        counts = [("labelled", n_train + n_test, TRAIN_COUNT)]
+    for what, have, full in counts:
+        if have > full:
+            raise DataError(
+                f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}: another data set with the same "
+                "classes? Give the path of CIFAR-10 itself."
+            )
+    if any(have < full for _, have, full in counts):
+        part = " and ".join(f"{have:,} of {full:,} {what} images" for what, have, full in counts)
+        notes = (f"part of CIFAR-10: {part}", *notes)
+    return ImageSet(*tensors(*train), *tensors(*test), CLASSES, "CIFAR-10", f"{path} ({layout})", tuple(notes))

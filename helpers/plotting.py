@@ -1,0 +1,125 @@
+"""How figures look, and the figures that q1 and q2 draw. Every function returns the figure; `finish` saves and shows it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from helpers.checkpoint import atomic_path
+
+# Okabe and Ito's palette (2008): told apart with any colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "font.size": 11,
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "image.interpolation": "nearest",
+}
+
+
+def finish(figure: Figure, path: Path | str, footer: str) -> Path:
+    """Write what the figure was made from under it, save it as PNG (atomically) and show it."""
+    inches = figure.get_size_inches()
+    lines = textwrap.wrap(footer, int(inches[0] * 15))
+    figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))
+    figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    plt.show()
+    plt.close(figure)
+    return Path(path)
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    """A figure in the common style, sized in inches, and its axes."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: str) -> Figure:
+    """Small images uint8 `[N, H, W, 3]` in a grid, each under its title."""
+    rows = -(-len(images) // columns)
+    figure, axes = new_figure(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
+    for axis in np.atleast_1d(axes).flat:
+        axis.axis("off")
+    for axis, image, text in zip(np.atleast_1d(axes).flat, images, titles, strict=False):
+        axis.imshow(image)
+        axis.set_title(text, fontsize=8, pad=3)
+    figure.suptitle(title)
+    return figure
+
+
+def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Loss, validation accuracy of raw and EMA weights, and learning rate over epochs, from rows of `history.csv`."""
+    epochs = [row["epoch"] for row in history]
+    figure, (left, right) = new_figure(11, 4, 1, 2)
+    left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
+    left.set(title="Training loss (augmented, mixed images)", xlabel="epoch", ylabel="cross-entropy (nats)")
+    for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
+        points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    right.set(title="Accuracy on held-out training images", xlabel="epoch", ylabel="accuracy (%)")
+    if right.lines:
+        right.legend(frameon=False)
+    return figure
+
+
+def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Accuracy per class beside the confusion matrix: counts `[C, C]`, rows are the true class."""
+    figure, (left, right) = new_figure(12, 5.2, 1, 2)
+    share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    bars = left.barh(classes, share.diagonal())
+    left.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    left.set(title="Accuracy per class", xlabel="accuracy (%)", xlim=(0, 110))
+    left.invert_yaxis()
+    right.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    right.grid(False)
+    for (row, column), count in np.ndenumerate(confusion):
+        colour = "white" if share[row, column] > 55 else "black"
+        right.text(column, row, f"{count:d}", ha="center", va="center", fontsize=8, color=colour)
+    right.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    right.set_yticks(range(len(classes)), classes)
+    right.set(title="Confusion matrix (images)", xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
+    """Reliability diagram: accuracy over confidence for each bin {`confidence`, `accuracy`, `share`}; `error` = ECE in %."""
+    figure, (left, right) = new_figure(10, 4, 1, 2)
+    width = 1 / len(bins)
+    centres = (np.arange(len(bins)) + 0.5) * width
+    filled = [i for i, entry in enumerate(bins) if entry["share"] > 0]
+    left.bar(centres[filled], [bins[i]["accuracy"] for i in filled], width * 0.9, label="measured")
+    left.plot([0, 1], [0, 1], "--", color="0.3", label="perfectly calibrated")
+    left.set(title=f"Calibration, ECE {error:.1f} %", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    left.legend(frameon=False)
+    right.bar(centres, [100 * entry["share"] for entry in bins], width * 0.9, color=PALETTE[5])
+    right.set(title="How sure the model is", xlabel="confidence", ylabel="share of the test images (%)", xlim=(0, 1))
+    return figure
+
+
+def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str) -> Figure:
+    """Images uint8 `[N, H, W, 3]` above the same images under their attention maps `[N, g, g]` (each scaled to its peak)."""
+    count, size = len(images), images.shape[1]
+    figure, axes = new_figure(1.35 * count, 3.5, 2, count)
+    for column, (image, weights, text) in enumerate(zip(images, maps, titles, strict=True)):
+        for axis in axes[:, column]:
+            axis.imshow(image)
+            axis.axis("off")
+        extent = (-0.5, size - 0.5, size - 0.5, -0.5)
+        axes[1, column].imshow(weights, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
+        axes[0, column].set_title(text, fontsize=8)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,273 @@
+"""Speed of q1's input pipeline, measured: images per second of wall-clock time, and of CPU time on one thread.
+
+    python tests/bench_q1.py [--data-root DIR] [--images 4096] [--repeats 5] [--out DIR]
+
+Part "augmentation": crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) of
+32×32 images, by helpers/augment.py and as it is usually done, image by image on Pillow images in a DataLoader.
+
+The contenders take turns, so that whatever else the machine does hits all alike; the first, untimed turn warms up.
+Prints each part's table and writes it as CSV and Markdown into --out.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import timm.data.auto_augment as timm_aa
+import torch
+import torchvision
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.augment import rand_augment, random_crop_flip, random_erasing
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
+
+
+@dataclass
+class Contender:
+    """One way to do the work. run() does it once and returns for how many images; threads is what the table says it
+    uses, and what torch is told before each run (a DataLoader's workers count themselves: each has one)."""
+
+    name: str
+    threads: int
+    run: Callable[[], int]
+
+
+def measure(contenders: list[Contender], repeats: int) -> list[dict]:
+    """Run the contenders in turns, `repeats` times each after a warm-up; returns a table row (a dict) for each."""
+    wall, cpu = ([[] for _ in contenders] for _ in range(2))  # images per second, one list per contender
+    for repeat in range(-1, repeats):  # the first turn loads, allocates and starts workers
+        for i, contender in enumerate(contenders):
+            torch.set_num_threads(contender.threads)
+            started, cpu_started = time.perf_counter(), time.process_time()
+            images = contender.run()
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+            if repeat >= 0:
+                wall[i].append(images / seconds)
+                cpu[i].append(images / cpu_seconds)
+    return [
+        {
+            "contender": contender.name,
+            "threads": contender.threads,
+            "n": repeats,
+            "median images/s": round(statistics.median(wall[i])),
+            "min": round(min(wall[i])),
+            "max": round(max(wall[i])),
+            # Hardly moved by what else the machine does, but it knows this process only, not a DataLoader's workers.
+            "images per CPU second": round(statistics.median(cpu[i])) if contender.threads == 1 else "",
+        }
+        for i, contender in enumerate(contenders)
+    ]
+
+
+def machine() -> list[str]:
+    """What the numbers depend on, a line each."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    versions = {"torch": torch, "torchvision": torchvision, "timm": timm, "Pillow": PIL, "NumPy": np}
+    lines = [
+        f"{date.today()}, {cpu}, {os.cpu_count()} cores, {platform.system()}",
+        f"Python {platform.python_version()}, " + ", ".join(f"{k} {v.__version__}" for k, v in versions.items()),
+    ]
+    if hasattr(os, "getloadavg"):
+        lines.append(f"load average (one per busy core) after the run: {os.getloadavg()[0]:.1f}")
+    return lines
+
+
+def write_table(rows: list[dict], out: Path | None, name: str = "augmentation", notes: tuple[str, ...] = ()) -> None:
+    """Print rows (dicts with the same keys) as a Markdown table; with out, also write bench_q1_{name}.csv and .md."""
+    head = list(rows[0])
+    table = [
+        head,
+        ["---"] * len(head),
+        *([f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in rows),
+    ]
+    text = "\n\n".join((*machine(), "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
+    print(text)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"bench_q1_{name}.md").write_text(text, encoding="utf-8")
+    with (out / f"bench_q1_{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, head)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load_images(data_root: str | None, count: int) -> Tensor:
+    """uint8 [count, 3, 32, 32]: CIFAR-10's from data_root, else smooth random ones (the speed hardly depends on it)."""
+    if data_root:
+        from helpers import data
+
+        images = data.load_images(data_root, download=False).train_images
+        return images[torch.arange(count) % len(images)]
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+    grain = 0.05 * torch.randn(count, 3, 32, 32, generator=generator)
+    return (smooth + grain).mul_(255).clamp_(0, 255).byte()
+
+
+# ---- augmentation alone ----
+
+
+class PillowImages(Dataset):
+    """As torchvision.datasets.CIFAR10: pixels in memory, one Pillow image made and transformed per item."""
+
+    def __init__(self, images: Tensor, transform: Callable):
+        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(Image.fromarray(self.pixels[index]))
+
+
+def ours(images: Tensor, batch: int, prob: float) -> Callable[[], int]:
+    generator = torch.Generator().manual_seed(0)
+    scale = (1 / (255 * torch.tensor(STD))).view(3, 1, 1)
+    shift = (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
+
+    def run() -> int:
+        for x in images.split(batch):
+            x = rand_augment(random_crop_flip(x, 4, generator), 2, 9, generator, prob=prob)
+            random_erasing(x.float().mul_(scale).add_(shift), 0.25, generator, inplace=True)
+        return len(images)
+
+    return run
+
+
+def torchvision_transform() -> Callable:
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandAugment(2, 9),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+            transforms.RandomErasing(0.25, value="random"),
+        ]
+    )
+
+
+def timm_transform() -> Callable:
+    transform = create_transform(
+        32,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        re_mode="pixel",
+        interpolation="bilinear",
+        mean=MEAN,
+        std=STD,
+    )
+    # For 32×32 images a padded crop instead of timm's resized one, as DeiT's datasets.py does it.
+    transform.transforms[0] = transforms.RandomCrop(32, padding=4, padding_mode="reflect")
+    # At magnitude 10 timm asks Pillow to keep 0 bits, an error since Pillow 13.
+    for op in next(t for t in transform.transforms if isinstance(t, timm_aa.RandAugment)).ops:
+        if op.name == "PosterizeIncreasing":
+            op.level_fn = _keep_a_bit
+    return transform
+
+
+def _keep_a_bit(level: float, _) -> tuple[int]:
+    return (max(1, 4 - int(level / 10 * 4)),)
+
+
+def loader(images: Tensor, transform: Callable, workers: int) -> Callable[[], int]:
+    """One pass through a DataLoader. The workers stay alive between passes: starting them is not timed."""
+    data = DataLoader(
+        PillowImages(images, transform),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return lambda: sum(len(x) for x in data)
+
+
+def v2_chunks(images: Tensor) -> Callable[[], int]:
+    """torchvision v2 on tensors draws once per call: chunks of 8 images share crop, flip, operations and rectangle."""
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4, padding_mode="reflect"),
+            v2.RandomHorizontalFlip(),
+            v2.RandAugment(2, 9),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.RandomErasing(0.25, value="random"),
+        ]
+    )
+
+    def run() -> int:
+        for x in images.split(BATCH):
+            torch.cat([transform(chunk) for chunk in x.split(8)])
+        return len(images)
+
+    return run
+
+
+def augmentation(args: argparse.Namespace) -> Iterator[Contender]:
+    images = load_images(args.data_root, args.images)
+    few = images[: max(BATCH, args.images // 4)]  # for those that take about thirty times as long
+    for threads in (1, 2):
+        yield Contender(f"ours, batches of {BATCH}", threads, ours(images, BATCH, 0.5))
+        yield Contender("ours, batches of 128", threads, ours(images, 128, 0.5))
+        yield Contender(f"ours, batches of {BATCH}, every operation applied", threads, ours(images, BATCH, 1.0))
+        yield Contender("torchvision v2, one draw for 8 images", threads, v2_chunks(images))
+        workers = 0 if threads == 1 else 2
+        yield Contender("torchvision, per image", threads, loader(few, torchvision_transform(), workers))
+        yield Contender("timm, per image", threads, loader(few, timm_transform(), workers))
+
+
+AUGMENTATION_NOTES = (
+    "Ours and timm apply each of an image's two operations with probability 0.5 (timm's rand-m9-mstd0.5-inc1), "
+    "torchvision always; hence the row with every operation applied.",
+    "Two threads: torch's own for the tensor pipelines; for the per-image ones a DataLoader with two workers, started "
+    "beforehand, beside the process that receives the batches. One: no workers. With two, threads wait for each other "
+    "at every operation: those rows say something only where both cores were free.",
+)
+
+PARTS = {"augmentation": (augmentation, AUGMENTATION_NOTES)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--data-root", help="a folder with CIFAR-10; default: synthetic images")
+    parser.add_argument("--images", type=int, default=4096, help="per run (a quarter for the per-image pipelines)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
+    args = parser.parse_args()
+    for name in args.parts:
+        contenders, notes = PARTS[name]
+        write_table(measure(list(contenders(args)), args.repeats), args.out, name, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,920 @@
+"""helpers/data.py: every layout, every kind of damage, and the download, offline and on small image sets."""
+
+import csv
+import functools
+import hashlib
+import http.server
+import importlib.util
+import io
+import os
+import pickle
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import data
+from helpers.data import CLASSES, DataError, download_cifar10, find_cifar10, load_cifar10, load_images
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+RNG = np.random.default_rng(7)
+# 12 training and 3 test images of each class, one class after the other, as class folders give them
+TRAIN_X = RNG.integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
+TRAIN_Y = np.repeat(np.arange(10), 12)
+TEST_X = RNG.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+TEST_Y = np.repeat(np.arange(10), 3)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+# ------------------------------------------------------------------------------------------------------ writing layouts
+
+
+def png(pixels, mode="RGB", size=None):
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels).convert(mode)
+    (image.resize(size) if size else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folders(root):
+    for split, x, y in (("train", TRAIN_X, TRAIN_Y), ("test", TEST_X, TEST_Y)):
+        for i, (pixels, label) in enumerate(zip(x, y, strict=True)):  # 0.png … 119.png: 10.png comes after 9.png
+            path = root / split / NAMES[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(pixels))
+    return root
+
+
+def python2_pickle(x, y):
+    """The opcodes that Python 2 and numpy 1 wrote: all text is `str` (SHORT_BINSTRING, BINSTRING)."""
+
+    def text(raw):
+        return b"U" + bytes([len(raw)]) + raw if len(raw) < 256 else b"T" + len(raw).to_bytes(4, "little") + raw
+
+    def integer(value):
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    def listed(items):
+        return b"](" + b"".join(items) + b"e"
+
+    raw = x.transpose(0, 3, 1, 2).tobytes()
+    dtype = b"cnumpy\ndtype\n(" + text(b"u1") + integer(0) + integer(1) + b"tR("
+    dtype += integer(3) + text(b"|") + b"NNN" + integer(-1) + integer(-1) + integer(0) + b"tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + integer(0) + b"t" + text(b"b") + b"tR("
+    array += integer(1) + b"(" + integer(len(x)) + integer(3072) + b"t" + dtype + b"\x89" + text(raw) + b"tb"
+    items = text(b"labels") + listed(integer(int(label)) for label in y) + text(b"data") + array
+    names = text(b"filenames") + listed(text(b"image_%d.png" % i) for i in range(len(x)))
+    return b"\x80\x02}(" + items + names + b"u."
+
+
+def python3_pickle(x, y, protocol=4, key=str):
+    content = {"data": x.transpose(0, 3, 1, 2).reshape(len(x), -1).copy(), "labels": y.tolist(), "batch_label": "one"}
+    return pickle.dumps({k if key is str else k.encode(): v for k, v in content.items()}, protocol=protocol)
+
+
+def write_batches(root, dump=python2_pickle, order=None):
+    """Five training batches of 24 images and a test batch; the training images in the order given."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    order = np.arange(120) if order is None else order
+    for k in range(5):
+        part = order[k * 24 : (k + 1) * 24]
+        (folder / f"data_batch_{k + 1}").write_bytes(dump(TRAIN_X[part], TRAIN_Y[part]))
+    (folder / "test_batch").write_bytes(dump(TEST_X, TEST_Y))
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [n.encode() for n in NAMES]}, protocol=2))
+    return root
+
+
+def write_archive(root):
+    batches = write_batches(root / "unpacked")
+    archive = root / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches / "cifar-10-batches-py", "cifar-10-batches-py")
+    shutil.rmtree(batches)
+    return root
+
+
+def write_kaggle(root):
+    """Ids are shuffled over the classes and start at 1; the test images have no labels."""
+    order = list(range(120))
+    random.Random(3).shuffle(order)
+    (root / "train").mkdir(parents=True)
+    (root / "test").mkdir()
+    rows = [("id", "label")]
+    for number, i in enumerate(order, 1):
+        (root / "train" / f"{number}.png").write_bytes(png(TRAIN_X[i]))
+        rows.append((number, NAMES[TRAIN_Y[i]]))
+    for number, pixels in enumerate(TEST_X, 1):
+        (root / "test" / f"{number}.png").write_bytes(png(pixels))
+    with (root / "trainLabels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+def write_npz(root, channels_first=False, column=False, **changed):
+    def split(x, y):
+        return (x.transpose(0, 3, 1, 2) if channels_first else x), (y[:, None] if column else y)
+
+    (x_train, y_train), (x_test, y_test) = split(TRAIN_X, TRAIN_Y), split(TEST_X, TEST_Y)
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, **changed}
+    root.mkdir(parents=True, exist_ok=True)
+    np.savez(root / "cifar10.npz", **{key: value for key, value in arrays.items() if value is not None})
+    return root
+
+
+def write_parquet(root, column="img", as_dict=True, shards=2):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    root.mkdir(parents=True, exist_ok=True)
+    for split, x, y, n in (("train", TRAIN_X, TRAIN_Y, shards), ("test", TEST_X, TEST_Y, 1)):
+        for k, part in enumerate(np.array_split(np.arange(len(x)), n)):
+            images = [{"bytes": png(x[i]), "path": None} if as_dict else png(x[i]) for i in part]
+            table = pa.table({column: images, "label": y[part]})
+            pq.write_table(table, root / f"{split}-{k:05d}-of-{n:05d}.parquet")
+    return root
+
+
+def check(images, train_x=TRAIN_X, train_y=TRAIN_Y, test_x=TEST_X, test_y=TEST_Y):
+    """Pixel for pixel, and as the contract has it."""
+    for x, y, want_x, want_y in (
+        (images.train_images, images.train_labels, train_x, train_y),
+        (images.test_images, images.test_labels, test_x, test_y),
+    ):
+        assert x.dtype == torch.uint8 and y.dtype == torch.int64 and x.is_contiguous()
+        assert x.shape == (len(want_x), 3, 32, 32)
+        assert np.array_equal(x.permute(0, 2, 3, 1).numpy(), want_x)
+        assert np.array_equal(y.numpy(), want_y)
+    assert images.classes == CLASSES == tuple(NAMES)
+    assert images.name == "CIFAR-10" and not images.synthetic
+
+
+LAYOUTS = {
+    "batches": write_batches,
+    "archive": write_archive,
+    "folders": write_folders,
+    "npz": write_npz,
+    "parquet": write_parquet,
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("below", ["", "one", "one/two"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_found_at_any_depth_and_read_pixel_for_pixel(tmp_path, layout, below):
+    LAYOUTS[layout](tmp_path / below)
+    location = find_cifar10(tmp_path)
+    assert location.layout == layout
+    images = load_cifar10(str(tmp_path))
+    check(images)
+    assert str(tmp_path) in images.source
+    assert any("120 of 50,000" in note and "30 of 10,000" in note for note in images.notes)
+
+
+@pytest.mark.parametrize("below", ["", "one/two"])
+def test_the_competition_gets_a_held_out_test_set(tmp_path, below):
+    write_kaggle(tmp_path / below)
+    assert find_cifar10(tmp_path).layout == "kaggle"
+    images, again = load_cifar10(tmp_path), load_cifar10(tmp_path)
+    # stratified: 12 // 5 of each class, never in both sets, and none of the unlabelled test images
+    assert images.train_labels.bincount().tolist() == [10] * 10
+    assert images.test_labels.bincount().tolist() == [2] * 10
+    label_of = {x.tobytes(): int(y) for x, y in zip(TRAIN_X, TRAIN_Y, strict=True)}
+    x = torch.cat([images.train_images, images.test_images]).permute(0, 2, 3, 1).contiguous().numpy()
+    y = torch.cat([images.train_labels, images.test_labels]).tolist()
+    assert {pixels.tobytes(): label for pixels, label in zip(x, y, strict=True)} == label_of
+    assert torch.equal(images.test_images, again.test_images)
+    assert any("20 of 120" in note and "no labels" in note for note in images.notes)
+
+
+@pytest.mark.parametrize("given", ["cifar-10-batches-py", "cifar-10-batches-py/data_batch_2"])
+def test_the_batches_folder_or_a_file_in_it_may_be_given(tmp_path, given):
+    write_batches(tmp_path)
+    check(load_cifar10(tmp_path / given))
+
+
+def test_a_renamed_folder_and_files_of_other_names_may_be_given(tmp_path):
+    write_batches(tmp_path)
+    (tmp_path / "cifar-10-batches-py").rename(tmp_path / "renamed")
+    check(load_cifar10(tmp_path))
+    (write_archive(tmp_path / "a") / "cifar-10-python.tar.gz").rename(tmp_path / "a" / "x.tgz")
+    check(load_cifar10(tmp_path / "a" / "x.tgz"))
+    (write_npz(tmp_path / "n") / "cifar10.npz").rename(tmp_path / "n" / "x.npz")
+    check(load_cifar10(tmp_path / "n"))
+    check(load_cifar10(write_parquet(tmp_path / "p") / "test-00000-of-00001.parquet"))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("key", [str, bytes])
+def test_batches_pickled_again_by_python_3(tmp_path, protocol, key):
+    check(load_cifar10(write_batches(tmp_path, functools.partial(python3_pickle, protocol=protocol, key=key))))
+
+
+@pytest.mark.parametrize("core", [b"numpy.core.", b"numpy._core."])
+def test_batches_pickled_by_numpy_1_and_numpy_2(tmp_path, core):
+    def dump(x, y):  # protocol 3 writes module names as plain lines, which can be replaced
+        raw = python3_pickle(x, y, protocol=3).replace(b"numpy._core.", b"numpy.core.")
+        assert raw.count(b"cnumpy.core.") == 1
+        return raw.replace(b"cnumpy.core.", b"c" + core)
+
+    check(load_cifar10(write_batches(tmp_path, dump)))
+
+
+def test_labels_and_pixels_of_other_plain_types(tmp_path):
+    def dump(x, y):  # a Fortran-ordered array, labels as numpy scalars
+        images = np.asfortranarray(x.transpose(0, 3, 1, 2).reshape(len(x), -1))
+        return pickle.dumps({"data": images, "labels": list(y.astype(np.int64))}, protocol=4)
+
+    check(load_cifar10(write_batches(tmp_path / "scalars", dump)))
+
+    def dump_array(x, y):
+        return pickle.dumps({"data": x.transpose(0, 3, 1, 2).copy(), "labels": y.astype(">i4")}, protocol=2)
+
+    check(load_cifar10(write_batches(tmp_path / "arrays", dump_array)))
+
+
+def test_images_keep_the_order_of_the_batches(tmp_path):
+    order = np.random.default_rng(1).permutation(120)
+    check(load_cifar10(write_batches(tmp_path, order=order)), TRAIN_X[order], TRAIN_Y[order])
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("column", [False, True])
+def test_npz_in_either_channel_order(tmp_path, channels_first, column):
+    check(load_cifar10(write_npz(tmp_path, channels_first, column)))
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+@pytest.mark.parametrize("as_dict", [True, False])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_parquet_columns_and_shards(tmp_path, column, as_dict, shards):
+    check(load_cifar10(write_parquet(tmp_path, column, as_dict, shards)))
+
+
+def test_jpeg_grey_palette_and_alpha_become_rgb(tmp_path):
+    write_folders(tmp_path)
+    folder = tmp_path / "train" / "airplane"
+    grey, palette, jpeg = (np.asarray(Image.fromarray(TRAIN_X[i])) for i in (0, 1, 2))
+    (folder / "0.png").write_bytes(png(grey, "L"))
+    (folder / "1.png").write_bytes(png(palette, "P"))
+    (folder / "2.png").unlink()
+    Image.fromarray(jpeg).save(folder / "2.JPG", "JPEG")
+    (folder / "3.png").write_bytes(png(TRAIN_X[3], "RGBA"))
+    images = load_cifar10(tmp_path)
+    want = TRAIN_X.copy()
+    for i, name in enumerate(["0.png", "1.png", "2.JPG"]):
+        with Image.open(folder / name) as image:
+            want[i] = np.asarray(image.convert("RGB"))
+    check(images, train_x=want)
+    assert np.array_equal(images.train_images[0, 0], images.train_images[0, 2])
+    assert any("1 of 150 image files are JPEG" in note for note in images.notes)
+
+
+def test_class_folders_of_any_case_and_stray_files(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "train" / "cat").rename(tmp_path / "train" / "CAT_")
+    (tmp_path / "train" / "CAT_").rename(tmp_path / "train" / "Cat")
+    for stray in (".DS_Store", "train/.DS_Store", "train/Cat/.hidden.png", "train/Cat/Thumbs.db"):
+        (tmp_path / stray).write_bytes(b"x")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "Cat" / "readme.txt").write_text("x")
+    images = load_cifar10(tmp_path)
+    check(images)
+    assert any("readme.txt" in note for note in images.notes)  # nothing is left out in silence
+
+
+def test_an_unbalanced_part_is_fine(tmp_path):
+    write_folders(tmp_path)
+    for i in range(11):
+        (tmp_path / "train" / "airplane" / f"{i}.png").unlink()
+    assert load_cifar10(tmp_path).train_labels.bincount().tolist() == [1] + [12] * 9
+
+
+def test_the_real_images_in_three_layouts(tmp_path, monkeypatch):
+    tool = Path(__file__).resolve().parents[2] / "shared" / "bin" / "cifar10.py"
+    if not tool.is_file():
+        pytest.skip(f"{tool} is absent: no real images beside this checkout")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # nothing of ours belongs beside the tool
+    spec = importlib.util.spec_from_file_location("cifar10_tool", tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = list(module.images(10))  # what --limit 10 gives; unpacked once for the three, which takes seconds
+    monkeypatch.setattr(module, "images", lambda limit: iter(rows))
+    sets = {}
+    for layout in ("folders", "batches", "kaggle"):
+        getattr(module, layout)(tmp_path / layout, 10)
+        sets[layout] = load_cifar10(tmp_path / layout)
+
+    def content(images, *splits):
+        pairs = []
+        for split in splits:
+            x, y = getattr(images, f"{split}_images").numpy(), getattr(images, f"{split}_labels").tolist()
+            pairs += [(pixels.tobytes(), label) for pixels, label in zip(x, y, strict=True)]
+        return sorted(pairs)
+
+    assert sets["folders"].train_labels.bincount().tolist() == [10] * 10
+    assert sets["folders"].test_labels.bincount().tolist() == [2] * 10
+    for split in ("train", "test"):
+        assert content(sets["folders"], split) == content(sets["batches"], split)
+    assert content(sets["folders"], "train") == content(sets["kaggle"], "train", "test")
+    assert sets["kaggle"].test_labels.bincount().tolist() == [2] * 10
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+def cut(path, keep=0.6):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def expect(root, *words):
+    """`root` is refused with a message that has all the words; the message is returned."""
+    with pytest.raises(DataError) as caught:
+        load_cifar10(root)
+    message = str(caught.value)
+    for word in words:
+        assert str(word) in message, message
+    assert "object at 0x" not in message  # no addresses in what a person reads
+    return message
+
+
+@pytest.mark.parametrize("keep", [0, 0.01, 0.6, 0.999])
+def test_a_truncated_batch_is_named(tmp_path, keep):
+    write_batches(tmp_path)
+    cut(tmp_path / "cifar-10-batches-py" / "data_batch_3", keep)
+    expect(tmp_path, "data_batch_3", "truncated", "again")
+
+
+def test_a_batch_of_noise_is_named(tmp_path):
+    write_batches(tmp_path)
+    for seed in range(5):
+        noise = np.random.default_rng(seed).integers(0, 256, 5000, dtype=np.uint8).tobytes()
+        (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(noise)
+        expect(tmp_path, "test_batch")
+
+
+def test_missing_batches_are_named(tmp_path):
+    write_batches(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").unlink()
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    message = expect(tmp_path, "data_batch_2, test_batch missing")
+    assert "data_batch_3 missing" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [0] * 23}, ["24 images", "23 labels"]),
+        ({"labels": [0] * 20 + [10, 1, 2, 3]}, ["label 10", "image 20"]),
+        ({"labels": [0] * 20 + [-1, 1, 2, 3]}, ["label -1", "image 20"]),
+        ({"labels": [0.5] * 24}, ["float64"]),
+        ({"labels": None}, ["no labels"]),
+        ({"labels": [[1], [1, 2]] * 12}, ["labels"]),
+        ({"data": None}, ["no data"]),
+        ({"data": np.zeros((24, 784), np.uint8)}, ["784"]),
+        ({"data": np.zeros((24, 3072), np.float32)}, ["float32"]),
+        ({"data": "pixels"}, ["str"]),
+        ({"fine_labels": [1] * 24}, ["CIFAR-100"]),
+    ],
+)
+def test_a_batch_with_wrong_content_is_named(tmp_path, change, words):
+    write_batches(tmp_path)
+    content = {"data": np.zeros((24, 3072), np.uint8), "labels": [0] * 24, **change}
+    (tmp_path / "cifar-10-batches-py" / "data_batch_4").write_bytes(pickle.dumps(content))
+    expect(tmp_path, "data_batch_4", *words)
+
+
+def test_other_class_names_in_the_meta_file_are_refused(tmp_path):
+    write_batches(tmp_path)
+    meta = tmp_path / "cifar-10-batches-py" / "batches.meta"
+    meta.write_bytes(pickle.dumps({"label_names": [*NAMES[1:], "airplane"]}))
+    expect(tmp_path, "batches.meta", "label_names")
+    meta.unlink()  # the order of the classes is known without it
+    check(load_cifar10(tmp_path))
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`, which loading would make."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("inside", ["top", "data", "labels"])
+def test_nothing_in_a_pickle_is_executed(tmp_path, protocol, inside):
+    write_archive(tmp_path / "archive")
+    write_batches(tmp_path / "batches")
+    touched = tmp_path / "touched"
+    for call in (
+        Call(os.system, f"touch {touched}"),
+        Call(eval, f"open({str(touched)!r}, 'w')"),
+        Call(Path(touched).touch),
+        Call(np.save, str(touched), 1),
+        Call(np.lib.format.open_memmap, str(touched), "w+", "u1", (1,)),
+    ):
+        content = {"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, 0]}
+        raw = pickle.dumps(call if inside == "top" else {**content, inside: call}, protocol=protocol)
+        (tmp_path / "batches" / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
+        expect(tmp_path / "batches", "data_batch_1", "executed")
+        with tarfile.open(tmp_path / "archive" / "cifar-10-python.tar.gz", "w:gz") as tar:
+            info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+        expect(tmp_path / "archive", "data_batch_1", "executed")
+        assert not list(tmp_path.glob("touched*"))
+
+
+def test_a_pickle_cannot_ask_for_endless_memory(tmp_path):
+    write_batches(tmp_path)
+    for raw in (
+        pickle.dumps(Call(bytes, 1 << 40), protocol=2),
+        pickle.dumps(Call(bytearray, 1 << 40), protocol=2),
+        b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.",
+        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of two thousand million entries
+    ):
+        (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
+        expect(tmp_path, "data_batch_1")
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.98])
+def test_a_truncated_archive_is_named(tmp_path, keep):
+    write_archive(tmp_path)
+    cut(tmp_path / "cifar-10-python.tar.gz", keep)
+    expect(tmp_path, "cifar-10-python.tar.gz", "truncated", "again")
+
+
+def test_an_archive_that_is_a_web_page_or_lacks_a_batch(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_text("<html>503 Service Unavailable</html>" * 100)
+    expect(tmp_path, "cifar-10-python.tar.gz", "3,600 bytes")
+    write_batches(tmp_path / "b")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "b" / "cifar-10-batches-py" / "data_batch_1", "cifar-10-batches-py/data_batch_1")
+    expect(archive, "data_batch_2", "test_batch", "missing")
+
+
+def test_wrong_class_folders_are_named(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "train" / "automobile").rename(tmp_path / "train" / "car")
+    message = expect(tmp_path, tmp_path / "train", "missing automobile", "unknown car", "Expected exactly: airplane")
+    assert str(tmp_path / "test") not in message
+    (tmp_path / "train" / "car").rename(tmp_path / "train" / "automobile")
+    (tmp_path / "test" / "lion").mkdir()
+    expect(tmp_path, tmp_path / "test", "unknown lion")
+    shutil.rmtree(tmp_path / "test")
+    expect(tmp_path, "no test/ folder")
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    write_folders(tmp_path)
+    for path in (tmp_path / "test" / "frog").iterdir():
+        path.unlink()
+    expect(tmp_path, tmp_path / "test" / "frog")
+
+
+def test_an_empty_class_in_the_batches_is_named(tmp_path):
+    order = np.arange(120)
+    order[TRAIN_Y == 6] = 0  # every frog becomes the first airplane
+    expect(write_batches(tmp_path, order=order), "training", "frog")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["is empty"]),
+        (b"not an image", ["no readable PNG or JPEG"]),
+        (png(TRAIN_X[0])[:1500], ["1 of 120"]),
+        (png(TRAIN_X[0], size=(32, 31)), ["32x31"]),
+        (png(TRAIN_X[0], size=(224, 224)), ["224x224", "32x32"]),
+        (png(TRAIN_X[0, ..., 0].astype(np.uint16), "I;16"), ["8 bits"]),
+    ],
+)
+def test_a_corrupt_image_is_named(tmp_path, content, words):
+    write_folders(tmp_path / "f")
+    culprit = tmp_path / "f" / "train" / "ship" / "100.png"
+    assert culprit.is_file()
+    culprit.write_bytes(content)
+    message = expect(tmp_path / "f", culprit, *words)
+    assert "101.png" not in message
+    write_kaggle(tmp_path / "k")
+    (tmp_path / "k" / "train" / "77.png").write_bytes(content)
+    expect(tmp_path / "k", "77.png", *words)
+
+
+def test_several_corrupt_images_are_counted(tmp_path):
+    write_folders(tmp_path)
+    for i in range(12):
+        (tmp_path / "train" / "airplane" / f"{i}.png").write_bytes(b"x")
+    expect(tmp_path, "airplane/0.png", "airplane/4.png", "7 more", "12 of 120")
+
+
+def test_the_label_table_is_checked(tmp_path):
+    write_kaggle(tmp_path)
+    table = tmp_path / "trainLabels.csv"
+    intact = table.read_text()
+    lines = intact.splitlines()
+    for text, words in [
+        ("\n".join(lines[:-1]), ["120.png", "1 of the 120"]),  # an image without a row
+        (intact + "121,cat\n", ["121.png", "1 of the 121"]),  # a row without an image
+        (intact + "7,cat\n", ["line 122", "'7'", "twice"]),
+        (intact.replace(f"\n5,{lines[5].split(',')[1]}\n", "\n5,lion\n"), ["line 6", "'lion'"]),
+        ("number,name\n1,cat\n", ["number", "id and label"]),
+        ("id,label\n", ["no rows"]),
+        ("", ["id and label"]),
+    ]:
+        table.write_text(text)
+        expect(tmp_path, table.name, *words)
+    table.write_bytes(b"id,label\n\xff\xfe\x00,cat\n")
+    expect(tmp_path, table.name, "CSV")
+    table.write_text(intact)
+    (tmp_path / "train" / "33.png").unlink()
+    expect(tmp_path, "33.png", tmp_path / "train")
+
+
+def test_a_packed_competition_says_what_to_do(tmp_path):
+    (tmp_path / "trainLabels.csv").write_text("id,label\n1,cat\n")
+    (tmp_path / "train.7z").write_bytes(b"7z")
+    expect(tmp_path, "Unpack train.7z")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"y_train": None}, ["y_train", "only"]),
+        ({"x_train": np.zeros((120, 28, 28), np.uint8)}, ["x_train", "[120, 28, 28]"]),
+        ({"x_test": TEST_X.astype(np.float32) / 255}, ["x_test", "float32"]),
+        ({"x_test": TEST_X.astype(np.int32) * 2}, ["x_test", "int32"]),
+        ({"y_test": TEST_Y[:-1]}, ["y_test", "30 images", "29 labels"]),
+        ({"y_train": TRAIN_Y + 1}, ["y_train", "label 10", "image 108"]),
+        ({"y_train": TRAIN_Y * 11}, ["label 11", "CIFAR-100"]),
+        ({"y_train": TRAIN_Y.astype(object)}, ["pickled objects"]),
+        ({"y_train": np.eye(10)[TRAIN_Y]}, ["y_train", "[120, 10]"]),
+    ],
+)
+def test_an_npz_with_wrong_content_is_named(tmp_path, change, words):
+    expect(write_npz(tmp_path, **change), "cifar10.npz", *words)
+
+
+def test_a_truncated_npz_is_named_whatever_its_name(tmp_path):
+    path = write_npz(tmp_path) / "cifar10.npz"
+    cut(path)
+    expect(tmp_path, "cifar10.npz", "truncated")
+    path.rename(tmp_path / "x.npz")
+    expect(tmp_path, "x.npz", "cannot be read")
+
+
+def test_another_data_set_in_npz_is_not_taken_for_cifar10(tmp_path):
+    digits = np.zeros((20, 28, 28), np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=digits, y_train=np.arange(20), x_test=digits, y_test=np.arange(20))
+    assert find_cifar10(tmp_path) is None
+    expect(tmp_path, "mnist.npz", "28", "cifar-10-python.tar.gz")
+    check(load_cifar10(write_npz(tmp_path / "deeper").parent))
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    write_parquet(tmp_path)
+    culprit = tmp_path / "train-00001-of-00002.parquet"
+    intact = culprit.read_bytes()
+    cut(culprit)
+    expect(tmp_path, culprit.name, "truncated")
+    culprit.write_bytes(intact)
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    expect(tmp_path, "no test*.parquet")
+
+
+def test_parquet_with_wrong_content_is_named(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path)
+    culprit = tmp_path / "train-00001-of-00002.parquet"
+    good = [png(x) for x in TRAIN_X[60:]]
+    for images, labels, words in [
+        ([*good[:5], b"broken", *good[6:]], TRAIN_Y[60:], ["row 5", "PNG"]),
+        ([*good[:5], png(TRAIN_X[0], size=(48, 48)), *good[6:]], TRAIN_Y[60:], ["row 5", "48x48"]),
+        (good, TRAIN_Y[60:] + 3, ["label 10", "image 24"]),
+        ([*good[:-1], None], TRAIN_Y[60:], ["1 rows without an image"]),
+        ([[1, 2]] * 60, TRAIN_Y[60:], ["img", "list"]),
+        (good, [NAMES[y] for y in TRAIN_Y[60:]], ["label", "string"]),
+    ]:
+        pq.write_table(pa.table({"img": images, "label": labels}), culprit)
+        expect(tmp_path, culprit.name, *words)
+    for path in tmp_path.iterdir():  # CIFAR-100's columns
+        pq.write_table(pa.table({"img": good, "fine_label": TRAIN_Y[60:]}), path)
+    assert find_cifar10(tmp_path) is None
+    expect(tmp_path, "fine_label")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    write_parquet(tmp_path)
+    for module in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    expect(tmp_path, "pip install pyarrow")
+
+
+def test_more_images_than_cifar10_has_are_refused(tmp_path):
+    images = np.broadcast_to(TEST_X[:1], (10_010, 32, 32, 3))
+    expect(write_npz(tmp_path, x_test=images, y_test=np.arange(10_010) % 10), "10,010", "10,000")
+
+
+def test_a_whole_copy_beside_a_broken_one_is_pointed_out(tmp_path):
+    write_batches(write_archive(tmp_path))
+    cut(tmp_path / "cifar-10-batches-py" / "data_batch_1")
+    expect(tmp_path, "data_batch_1", repr(str(tmp_path / "cifar-10-python.tar.gz")))
+
+
+# --------------------------------------------------------------------------------------------------------------- search
+
+
+def test_a_given_folder_without_cifar10_is_an_error_that_lists_it(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    (tmp_path / "notes").mkdir()
+    for download in (False, True):
+        with pytest.raises(DataError) as caught:
+            load_images(tmp_path, download, default_roots=[write_npz(tmp_path.parent / "elsewhere")], urls=[])
+        for word in (str(tmp_path), "holiday.jpg", "notes/", "cifar-10-batches-py", "trainLabels.csv", "npz"):
+            assert word in str(caught.value)
+        shutil.rmtree(tmp_path.parent / "elsewhere")
+
+
+def test_a_given_path_that_is_absent_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_images(tmp_path / "nowhere", download=False)
+    with pytest.raises(DataError, match="does not exist"):  # no folder is made with the name of a file
+        load_images(tmp_path / "cifar10.npz", download=True, urls=[])
+    (tmp_path / "x.bin").write_bytes(b"123")
+    with pytest.raises(DataError, match="no known kind"):
+        load_images(tmp_path / "x.bin")
+
+
+def test_class_folders_without_a_split_are_explained(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "images")
+    shutil.rmtree(tmp_path / "test")
+    expect(tmp_path / "images", "not inside train/ and test/")
+
+
+def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    broken = write_batches(tmp_path / "broken")
+    cut(broken / "cifar-10-batches-py" / "data_batch_5")
+    roots = [tmp_path / "absent", tmp_path / "empty", broken, broken / "cifar-10-batches-py", tmp_path / "good"]
+    write_npz(tmp_path / "good")
+    write_folders(tmp_path / "later")
+    for data_root in (None, "auto"):
+        images = load_images(data_root, default_roots=[*roots, tmp_path / "later"], urls=[])
+        check(images)
+        assert "good" in images.source
+        said = capsys.readouterr().out
+        assert said.count("Warning") == 1 and "data_batch_5" in said
+
+
+def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
+    kwargs = {"default_roots": [tmp_path], "download_to": tmp_path / "d", "synthetic_train": 60, "synthetic_test": 40}
+    images = load_images(None, download=False, **kwargs)
+    assert "NOT CIFAR-10" in capsys.readouterr().out
+    assert images.synthetic and images.name == "ten shapes (synthetic)" and len(images.classes) == 10
+    assert images.train_images.shape == (60, 3, 32, 32) and images.train_images.dtype == torch.uint8
+    assert images.test_images.shape == (40, 3, 32, 32) and images.test_labels.dtype == torch.int64
+    assert not torch.equal(images.train_images[:40], images.test_images)
+    again, other = (load_images(None, download=False, seed=seed, **kwargs) for seed in (0, 1))
+    assert torch.equal(images.train_images, again.train_images) and torch.equal(images.test_images, again.test_images)
+    assert not torch.equal(images.train_images, other.train_images)
+    with pytest.raises(DataError, match="download=False"):
+        load_images("auto", download=False, **kwargs)
+    assert not (tmp_path / "d").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- download
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server of one small archive: /ok, /norange, /wrong, /short, /drop, /drop-norange, /page, /404."""
+    content = (write_archive(tmp_path_factory.mktemp("served")) / "cifar-10-python.tar.gz").read_bytes()
+    seen = []  # (path, Range header)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            seen.append((self.path, wanted))
+            kind = self.path.split("?")[0]
+            body = {"/wrong": bytes(len(content)), "/short": content[:-7], "/page": b"<html>busy</html>"}
+            body = body.get(kind, content)
+            if kind == "/404":
+                return self.send_error(404)
+            start = 0
+            if wanted and "norange" not in kind:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start : start + (len(body) // 3 if "drop" in kind else len(body))])
+            self.close_connection = True
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    class Served:
+        size, md5, requests = len(content), hashlib.md5(content).hexdigest(), seen
+        raw = content
+
+        @staticmethod
+        def urls(*names):
+            return [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
+
+        @classmethod
+        def get(cls, dest, *names):
+            seen.clear()
+            return download_cifar10(dest, cls.urls(*names), md5=cls.md5, size=cls.size, progress=False)
+
+        @classmethod
+        def fails(cls, dest, *names):
+            with pytest.raises(DataError) as caught:
+                cls.get(dest, *names)
+            assert not (dest / "cifar-10-python.tar.gz").exists()
+            return str(caught.value)
+
+    yield Served
+    server.shutdown()
+    server.server_close()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_writes_exactly_one_file_and_does_not_repeat_itself(tmp_path, served):
+    path = served.get(tmp_path / "a" / "b", "ok")
+    assert path == tmp_path / "a" / "b" / "cifar-10-python.tar.gz"
+    assert path.read_bytes() == served.raw and names_in(path.parent) == [path.name]
+    check(load_cifar10(path.parent))
+    served.get(path.parent, "ok")
+    assert served.requests == []
+
+
+def test_a_broken_file_of_the_final_name_is_replaced(tmp_path, served):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half")
+    assert served.get(tmp_path, "ok").read_bytes() == served.raw
+
+
+@pytest.mark.parametrize("name", ["ok", "norange"])
+def test_download_resumes_or_restarts(tmp_path, served, name):
+    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:1000])
+    path = served.get(tmp_path, name)
+    assert served.requests == [(f"/{name}", "bytes=1000-")]
+    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("extra", [-1000, 0, 1000])
+def test_a_spoilt_part_file_is_thrown_away(tmp_path, served, extra):
+    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(bytes(served.size + extra))
+    assert served.get(tmp_path, "ok").read_bytes() == served.raw
+
+
+@pytest.mark.parametrize("name", ["wrong", "short", "page", "404"])
+def test_a_mirror_that_serves_something_else_is_passed_over(tmp_path, served, name):
+    message = served.fails(tmp_path, name)
+    assert f"/{name}" in message and "127.0.0.1" in message
+    assert len(served.requests) == 1  # trying again would not help
+    assert names_in(tmp_path) == []
+    assert served.get(tmp_path, name, "ok").read_bytes() == served.raw
+    assert names_in(tmp_path) == ["cifar-10-python.tar.gz"]
+
+
+def test_a_dropped_connection_goes_on_with_the_next_mirror(tmp_path, served):
+    path = served.get(tmp_path, "drop", "ok")
+    third = served.size // 3
+    assert served.requests == [("/drop", None), ("/ok", f"bytes={third}-")]
+    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
+
+
+def test_a_dropped_connection_leaves_what_a_later_call_continues(tmp_path, served):
+    message = served.fails(tmp_path, "drop")
+    assert "ended after" in message and names_in(tmp_path) == ["cifar-10-python.tar.gz.part"]
+    path = served.get(tmp_path, "ok")
+    assert served.requests[0][1] == f"bytes={2 * (served.size // 3)}-"  # each of the two rounds got a third
+    assert path.read_bytes() == served.raw
+    path.unlink()
+    served.fails(tmp_path, "drop-norange")
+    assert served.get(tmp_path, "ok").read_bytes() == served.raw
+
+
+def closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/cifar-10-python.tar.gz"
+
+
+def test_without_a_network_it_gives_up_at_once(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(DataError, match="no internet"):
+        download_cifar10(tmp_path / "d", [closed_port(), "https://no-such-host.invalid/x"], connect_timeout=1.5)
+    assert time.monotonic() - start < 4
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_look_up_that_hangs_is_not_waited_for(tmp_path, monkeypatch, served):
+    real = socket.create_connection
+
+    def hang(address, *args, **kwargs):
+        if address[0] == "hangs.invalid":
+            time.sleep(3)
+            raise OSError("too late")
+        return real(address, *args, **kwargs)
+
+    monkeypatch.setattr(data.socket, "create_connection", hang)
+    start = time.monotonic()
+    with pytest.raises(DataError, match="no internet"):
+        download_cifar10(tmp_path, ["http://hangs.invalid/x"], connect_timeout=0.3)
+    assert time.monotonic() - start < 2
+    urls = ["http://hangs.invalid/x", *served.urls("ok")]
+    path = download_cifar10(tmp_path, urls, md5=served.md5, size=served.size, connect_timeout=0.3, progress=False)
+    assert path.read_bytes() == served.raw
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, served):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match="cannot be written"):
+        served.get(tmp_path / "file" / "below", "ok")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to play a full disk")
+def test_a_full_disk_is_named_and_given_back(tmp_path, served):
+    (tmp_path / "cifar-10-python.tar.gz.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match="No space left"):
+        served.get(tmp_path, "ok", "ok?again")
+    assert names_in(tmp_path) == [] and len(served.requests) == 1
+
+
+def test_two_processes_may_download_at_once(tmp_path, served):
+    paths, threads = [], []
+    served.requests.clear()
+    for _ in range(2):
+        call = functools.partial(download_cifar10, tmp_path, md5=served.md5, size=served.size, progress=False)
+        threads.append(threading.Thread(target=lambda call=call: paths.append(call(served.urls("ok")))))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(paths) == 2 and paths[0].read_bytes() == served.raw and len(served.requests) == 1
+
+
+def test_a_search_that_finds_nothing_downloads(tmp_path, served, capsys):
+    source = {"urls": served.urls("ok"), "md5": served.md5, "size": served.size}
+    for data_root in (None, "auto"):
+        to = tmp_path / f"to-{data_root}"
+        check(load_images(data_root, default_roots=[tmp_path / "absent"], download_to=to, **source))
+        assert names_in(to) == ["cifar-10-python.tar.gz"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:99])
+    for given in ("new", "empty"):  # a given folder is filled, too
+        check(load_images(tmp_path / given, **source))
+    assert "NOT CIFAR-10" not in capsys.readouterr().out
+
+
+def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(tmp_path, capsys):
+    source = {"urls": [closed_port()], "download_to": tmp_path / "to"}
+    for data_root in ("auto", tmp_path / "given"):
+        with pytest.raises(DataError, match="no internet"):
+            load_images(data_root, **source)
+    images = load_images(None, synthetic_train=20, synthetic_test=20, **source)
+    said = capsys.readouterr().out
+    assert images.synthetic and "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_needs_neither_network_nor_cuda():
+    code = (
+        "import socket, sys; socket.socket.connect = None; socket.getaddrinfo = None; import helpers.data, torch; "
+        "assert not torch.cuda.is_initialized(); assert 'pyarrow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1], timeout=60)

@@ -1,0 +1,89 @@
+"""The notebook's ViT against timm's with the same weights, and what is its own: overlap, pooling, initial weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+SMALL = {
+    "img_size": 32,
+    "patch_stride": None,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 3,
+    "mlp_ratio": 4.0,
+    "drop_path": 0.0,
+}
+
+
+def config(**changes):
+    return SimpleNamespace(**SMALL | {"patch_size": 4, "pool": "cls"} | changes)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+def test_equals_timm_forward_and_gradient(q1, patch_size, pool):
+    cfg = config(patch_size=patch_size, pool=pool)
+    ours = q1.ViT(cfg, 10)
+    theirs = VisionTransformer(
+        img_size=32, patch_size=patch_size, num_classes=10, embed_dim=48, depth=3, num_heads=3,
+        global_pool="token" if pool == "cls" else "avg", class_token=True, fc_norm=False,
+    )  # fmt: skip
+    for parameter in ours.parameters():  # nothing may hide behind zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    theirs.load_state_dict(ours.state_dict())
+    x, y = torch.randn(5, 3, 32, 32), torch.tensor([0, 3, 9, 1, 1])
+    for model in (ours, theirs):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("img_size", "patch_size", "stride", "grid"),
+    [(32, 4, 4, 8), (48, 4, 4, 12), (64, 8, 8, 8), (32, 8, 4, 8), (32, 4, 2, 16), (32, 7, 5, 6)],
+)
+def test_tokens(q1, img_size, patch_size, stride, grid):
+    model = q1.ViT(config(img_size=img_size, patch_size=patch_size, patch_stride=stride), 10)
+    assert model.pos_embed.shape == (1, grid**2 + 1, 48)
+    assert model(torch.randn(2, 3, img_size, img_size)).shape == (2, 10)
+
+
+def test_overlapping_patches_see_their_neighbours(q1):
+    embed = q1.PatchEmbed(32, 8, 4, 16)
+    x = torch.zeros(1, 3, 32, 32)
+    touched = x.clone()
+    touched[..., 17, 17] = 1
+    changed = (embed(touched) != embed(x)).any(-1).view(8, 8).nonzero().tolist()
+    assert changed == [[3, 3], [3, 4], [4, 3], [4, 4]]  # a patch covers 8 pixels, one starts every 4
+
+
+def test_drop_path_grows_with_depth_and_rests_in_eval(q1):
+    model = q1.ViT(config(depth=5, drop_path=0.2), 10)
+    assert [round(block.drop_path.drop_prob, 3) for block in model.blocks] == [0, 0.05, 0.1, 0.15, 0.2]
+    x = torch.randn(8, 3, 32, 32)
+    assert not torch.equal(model.train()(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_dropped_branches_are_made_up_for(q1):
+    block = q1.Block(48, 3, 4.0, 0.5).train()
+    x = torch.randn(4000, 1, 48)
+    mean = (block(x) - x).mean(0)
+    expected = (block.eval()(x) - x).mean(0)
+    torch.testing.assert_close(mean, expected, atol=0.03, rtol=0)
+
+
+def test_a_permutation_of_patches_matters_only_through_positions(q1):
+    model = q1.ViT(config(pool="mean"), 10).eval()
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    x = torch.randn(2, 3, 32, 32)
+    tiles = x.unfold(2, 4, 4).unfold(3, 4, 4)  # (2, 3, 8, 8, 4, 4)
+    moved = tiles.flip(2, 3).permute(0, 1, 2, 4, 3, 5).reshape(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), model(moved), atol=1e-5, rtol=0)
+    torch.nn.init.normal_(model.pos_embed)
+    assert not torch.allclose(model(x), model(moved), atol=1e-3)

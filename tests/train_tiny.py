@@ -1,0 +1,53 @@
+"""Train a tiny ViT with the notebook's own code: python train_tiny.py OUT EPOCHS [FILE_LIMIT_BYTES]. Resumes from OUT/last.pth.
+
+A process of its own, so that a test can kill it, or forbid it to write large files from the second epoch on.
+"""
+
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import nbload
+import torch
+
+sys.path.insert(0, str(nbload.ROOT))
+from test_recipe import make_state, make_task
+
+from helpers import budget
+from helpers import checkpoint as ckpt
+
+
+def main(out: Path, epochs: int, file_limit: int | None = None) -> None:
+    torch.set_num_threads(1)
+    ckpt.seed_everything(0)
+    q1 = nbload.load("q1.ipynb")
+    everything_on = {
+        "randaug_n": 2,
+        "erase_prob": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "drop_path": 0.2,
+        "mix_off_epochs": 2,
+    }
+    task = make_task(q1, n=160, epochs=epochs, **everything_on)
+    state = make_state(q1, task)
+    state.plan = budget.make_plan(epochs, 1, 2, 10)
+    if (out / "last.pth").is_file():
+        ckpt.unpack(state, ckpt.load_checkpoint(out / "last.pth", "model"))
+    if file_limit is not None:  # a quota: a write beyond it fails as it does on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        write = ckpt.write_csv
+
+        def limit_after_first_epoch(rows, path):
+            write(rows, path)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+        ckpt.write_csv = limit_after_first_epoch
+    print("training", flush=True)
+    q1.train(state, task, budget.Pace(0.01), out, tuple("abcdefghij"))
+    torch.save([state.model.state_dict(), state.ema.module.state_dict()], out / "end.pth")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
