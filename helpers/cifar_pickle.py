@@ -103,17 +103,15 @@ def _unpickle(data: bytes, where: str) -> dict[str, object]:
         if not isinstance(content, dict):
             raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a dictionary")
     except Exception as error:  # what a damaged pickle raises is open-ended
-        raise DataError(
-            f"{where}: truncated, corrupt or not a CIFAR-10 pickle ({len(data):,} bytes; {error}). Nothing in it was "
-            "executed. Download cifar-10-python.tar.gz again."
-        ) from error
+        what = f"truncated, corrupt or not a CIFAR-10 pickle ({len(data):,} bytes; {error})"
+        raise DataError(f"{where}: {what}. Nothing in it was executed.") from error
     named = {_text(key): value for key, value in content.items() if isinstance(key, (bytes, str))}
     return {key: value.value if isinstance(value, _Array) else value for key, value in named.items()}
 
 
 def _batch(content: dict[str, object], where: str) -> Part:
     if "fine_labels" in content:
-        raise DataError(f"{where}: this is CIFAR-100 (it has fine_labels). Give the path of CIFAR-10.")
+        raise DataError(f"{where}: this is CIFAR-100 (it has fine_labels).")
     missing = [key for key in ("data", "labels") if content.get(key) is None]
     if missing:
         raise DataError(f"{where}: no {' and no '.join(missing)} in it, only {some(list(content))}.")
@@ -129,7 +127,9 @@ def _batch(content: dict[str, object], where: str) -> Part:
 
 def _check_meta(content: dict[str, object], where: str) -> None:
     names = content.get("label_names", CLASSES)
-    names = [_text(name) for name in names if isinstance(name, (bytes, str))] if isinstance(names, (list, tuple)) else []
+    names = (
+        [_text(name) for name in names if isinstance(name, (bytes, str))] if isinstance(names, (list, tuple)) else []
+    )
     if names != list(CLASSES):
         raise DataError(f"{where}: label_names is {names}, expected {list(CLASSES)}.")
 
@@ -138,13 +138,14 @@ def _join(files: Iterable[tuple[str, str, bytes]], path: Path, layout: str) -> I
     """The set from (name, name in errors, content) of each file."""
     parts: dict[str, Part] = {}
     for name, where, data in files:
+        content = _unpickle(data, where)
         if name == META:
-            _check_meta(_unpickle(data, where), where)
+            _check_meta(content, where)
         else:
-            parts[name] = _batch(_unpickle(data, where), where)
+            parts[name] = _batch(content, where)
     missing = [name for name in BATCHES if name not in parts]
     if missing:
-        raise DataError(f"{path}: {some(missing, 6)} missing; needed are {', '.join(BATCHES)}. Complete this copy.")
+        raise DataError(f"{path}: {some(missing, 6)} missing; needed are {', '.join(BATCHES)}.")
     images, labels = zip(*(parts[name] for name in TRAIN_BATCHES), strict=True)
     return cifar10((np.concatenate(images), np.concatenate(labels)), parts["test_batch"], path, layout)
 
@@ -167,7 +168,4 @@ def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
                 if member.isfile() and name in (META, *BATCHES):
                     yield name, f"{path}:{member.name}", archive.extractfile(member).read()
     except Exception as error:  # tarfile.ReadError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, …
-        raise DataError(
-            f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}). Delete it and download it "
-            "again."
-        ) from error
+        raise DataError(f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}).") from error

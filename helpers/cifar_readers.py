@@ -14,14 +14,21 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm.contrib.concurrent import thread_map
 
-from helpers.image_set import CLASSES, DataError, ImageSet, checked_labels, cifar10, listing, natural, some
+from helpers.image_set import (
+    CLASSES,
+    DataError,
+    ImageSet,
+    checked_labels,
+    cifar10,
+    listing,
+    listing_or_nothing,
+    natural,
+    some,
+)
 
 HOLD_OUT_SEED = 0  # which labelled images of the competition become the test set; fixed, so that runs compare
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 CHANNELS_AXIS = {(3, 32, 32): 1, (32, 32, 3): 3}
-
-
-# ------------------------------------------------------------------------------------- image files
 
 
 def _pixels(source: Path | bytes) -> tuple[np.ndarray, str] | str:
@@ -52,10 +59,7 @@ def _decode(sources: Sequence[Path | bytes], names: Sequence[object], what: str)
     results = thread_map(_pixels, sources, max_workers=16, desc=f"reading {what}", unit="img", disable=few)
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if problems:
-        raise DataError(
-            f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used: replace them from a fresh "
-            "copy of CIFAR-10, or remove them with their labels."
-        )
+        raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
     return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2), Counter(kind for _, kind in results)
 
 
@@ -74,9 +78,10 @@ def _described(layout: str, kinds: Counter[str], others: Sequence[Path] = ()) ->
 
 def _images_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """(PNG and JPEG files, other files) directly in `folder`, in natural order."""
-    files = sorted(listing(folder)[1].values(), key=lambda path: natural(path.name))
-    images = [path for path in files if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
-    return images, [path for path in files if path.suffix.lower() not in (".png", ".jpg", ".jpeg")]
+    images, others = [], []
+    for path in sorted(listing(folder)[1].values(), key=lambda path: natural(path.name)):
+        (images if path.suffix.lower() in (".png", ".jpg", ".jpeg") else others).append(path)
+    return images, others
 
 
 def _lower(paths: dict[str, Path]) -> dict[str, Path]:
@@ -88,20 +93,18 @@ def read_folders(root: Path) -> ImageSet:
     parts, kinds, others = [], Counter(), []
     for split in ("train", "test"):
         if split not in splits:
-            raise DataError(f"{root}: no {split}/ folder beside the other one. Both train/ and test/ are needed.")
+            raise DataError(f"{root}: no {split}/ folder beside the other one.")
         folders = _lower(listing(splits[split])[0])
         missing = [f"missing {name}" for name in CLASSES if name not in folders]
         unknown = [f"unknown {path.name}" for name, path in folders.items() if name not in CLASSES]
         if missing or unknown:
-            raise DataError(
-                f"{splits[split]}: wrong class folders: {some(missing + sorted(unknown), 15)}. "
-                f"Expected exactly: {', '.join(CLASSES)}."
-            )
+            wrong = some(missing + sorted(unknown), 15)
+            raise DataError(f"{splits[split]}: class folders {wrong}. Expected exactly: {', '.join(CLASSES)}.")
         files, labels = [], []
         for label, name in enumerate(CLASSES):
             images, rest = _images_in(folders[name])
             if not images:
-                raise DataError(f"{folders[name]}: no PNG or JPEG file in this class folder. Complete this copy.")
+                raise DataError(f"{folders[name]}: no PNG or JPEG file in this class folder.")
             files += images
             labels += [label] * len(images)
             others += rest
@@ -115,26 +118,25 @@ def read_kaggle(root: Path) -> ImageSet:
     folders, files = map(_lower, listing(root))
     table, train = files.get("trainlabels.csv"), folders.get("train")
     if table is None:
-        raise DataError(f"{root}: no trainLabels.csv. It comes with the competition's data; put it beside train/.")
+        raise DataError(f"{root}: no trainLabels.csv beside train/.")
     if train is None:
         packed = next((path for name, path in files.items() if name.startswith("train.")), None)
         step = f"Unpack {packed.name} (pip install py7zr; py7zr x {packed})" if packed else "Put the images there"
-        raise DataError(f"{root}: {table.name}, but no train/ folder beside it. {step}, next to a copy of the table.")
+        raise DataError(f"{root}: {table.name}, but no train/ folder beside it. {step}.")
     if not _images_in(train)[0] and "train" in listing(train)[0]:
         train = train / "train"  # some tools unpack train.7z into train/train
     label_of = _read_label_table(table)
     images, others = _images_in(train)
     path_of = {path.stem: path for path in images}
-    for problem, culprits, step in (
-        ("have the id of another", [p.name for p in images if path_of[p.stem] != p], "Keep one of each"),
-        ("are missing", [f"{i}.png" for i in label_of if i not in path_of], "Unpack all training images"),
-        ("have no row", [p.name for p in images if p.stem not in label_of], "Use the table that came with the images"),
+    for problem, culprits in (
+        ("are missing", [f"{i}.png" for i in label_of if i not in path_of]),
+        ("have no row", [path.name for path in images if path.stem not in label_of]),
+        ("are twice there", [path.name for path in images if path_of[path.stem] != path]),
     ):
         if culprits:
-            raise DataError(
-                f"{len(culprits):,} of the {max(len(images), len(label_of)):,} images in {train} {problem}, going by "
-                f"{table.name}: {some(sorted(culprits, key=natural))}. {step}."
-            )
+            count = f"{len(culprits):,} of the {max(len(images), len(label_of)):,} images"
+            listed = some(sorted(culprits, key=natural))
+            raise DataError(f"{train}: {count} {problem}, compared with {table.name}: {listed}.")
     labels = np.array([label_of[path.stem] for path in images])
     pixels, kinds = _decode(images, images, "train")
     test = np.zeros(len(labels), dtype=bool)
@@ -154,11 +156,139 @@ def read_kaggle(root: Path) -> ImageSet:
 
 def _read_label_table(table: Path) -> dict[str, int]:
     """{id: label} of trainLabels.csv."""
+    label_of: dict[str, int] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames = [column.strip().lower() for column in reader.fieldnames or ()]
+            if not {"id", "label"} <= set(columns):
+                raise DataError(f"{table}: the first line is {columns}, expected the columns id and label.")
+            for row in reader:
+                key, name = (row["id"] or "").strip().removesuffix(".png"), (row["label"] or "").strip().lower()
+                if name not in CLASSES:
+                    raise DataError(f"{table}, line {reader.line_num}: label {row['label']!r} is none of {CLASSES}.")
+                if not key or key in label_of:
+                    raise DataError(f"{table}, line {reader.line_num}: id {row['id']!r} is empty or there twice.")
+                label_of[key] = CLASSES.index(name)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: is no readable CSV ({error}). Use the table of the competition.") from error
-    if len(rows) < 2 or [cell.lower() for cell in rows[0]] != ["id", "label"]:
-        raise DataError(f"{table}: {len(rows)} lines, the first is {rows[:1]}; expected id,label and then no rows")
-    return {}
+        raise DataError(f"{table}: is no readable CSV ({error}).") from error
+    if not label_of:
+        raise DataError(f"{table}: no rows.")
+    return label_of
+
+
+def npz_problem(path: Path) -> str | None:
+    """Why this .npz is no CIFAR-10, from its headers alone; None if it is. Keras' mnist.npz, say, has the same keys."""
+    shapes = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            missing = [key for key in NPZ_KEYS if f"{key}.npy" not in archive.namelist()]
+            if missing:
+                return f"{path}, which has no {', '.join(missing)}"
+            for key in ("x_train", "x_test"):
+                with archive.open(f"{key}.npy") as file:
+                    np.lib.format.read_magic(file)
+                    shapes[key] = np.lib.format.read_array_header_1_0(file)[0]  # 2.0 is for structured arrays
+    except Exception as error:
+        return f"{path}, which cannot be read ({error})"
+    wrong = [f"{key} {list(shape)}" for key, shape in shapes.items() if shape[1:] not in CHANNELS_AXIS]
+    return f"{path}, which holds {', '.join(wrong)}: no 32x32 colour images" if wrong else None
+
+
+def read_npz(path: Path) -> ImageSet:
+    try:
+        # opened here, because np.load leaves a damaged file open
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in NPZ_KEYS if key in file.files}
+    except Exception as error:  # zipfile.BadZipFile, EOFError, zlib.error, ValueError (object arrays), …
+        raise DataError(f"{path}: truncated or corrupt .npz, or one with pickled objects ({error}).") from error
+    missing = [key for key in NPZ_KEYS if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: no {', '.join(missing)} in it, only {some(list(arrays))}.")
+    parts = []
+    for split in ("train", "test"):
+        images = arrays[f"x_{split}"]
+        if images.shape[1:] not in CHANNELS_AXIS:
+            raise DataError(f"{path}: x_{split} is {list(images.shape)}, expected [N, 32, 32, 3] or [N, 3, 32, 32].")
+        if images.dtype.kind not in "iu" or (images.size and not 0 <= images.min() <= images.max() <= 255):
+            got = f"{images.dtype} from {images.min()} to {images.max()}"
+            raise DataError(f"{path}: x_{split} is {got}. Save the pixels as uint8, 0 … 255, not normalised.")
+        images = np.moveaxis(images, CHANNELS_AXIS[images.shape[1:]], 1)
+        parts.append((images, checked_labels(arrays[f"y_{split}"], len(images), f"{path}: y_{split}")))
+    return cifar10(*parts, path, "NumPy .npz")
+
+
+def parquet_shards(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split: train-….parquet, or train/….parquet as Hugging Face converts them."""
+    folders, files = listing_or_nothing(folder)
+    shards = {}
+    for split in ("train", "test"):
+        beside = [path for name, path in files.items() if name.lower().startswith(split)]
+        below = [*listing_or_nothing(folders[split])[1].values()] if split in folders else []
+        found = [[path for path in paths if path.suffix.lower() == ".parquet"] for paths in (beside, below)]
+        shards[split] = sorted(found[0] or found[1], key=lambda path: natural(path.name))
+    return shards
+
+
+def parquet_problem(path: Path) -> str | None:
+    """Why this Parquet file is no CIFAR-10, from its schema alone; None if it is, or where reading it will tell."""
+    try:
+        _image_column(path)
+    except DataError as error:
+        return str(error).removesuffix(".")
+    except Exception:  # pyarrow is missing, or the file is broken
+        return None
+
+
+def _image_column(path: Path) -> str:
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_schema(path)
+    image = next((column for column in ("img", "image") if column in schema.names), None)
+    if image is None or "label" not in schema.names:
+        raise DataError(f"{path}: has the columns {some(schema.names)}; expected img (or image) and label.")
+    try:  # the class names, where Hugging Face recorded them
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return image
+    if tuple(names) != CLASSES:
+        raise DataError(f"{path}: its classes are {some(names, 10)}; expected {', '.join(CLASSES)}.")
+    return image
+
+
+def _read_shard(path: Path) -> tuple[list[bytes], np.ndarray]:
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    try:
+        name = _image_column(path)
+        table = pyarrow.parquet.ParquetFile(path).read(columns=[name, "label"])
+        image, label = table[name], table["label"]
+        if pyarrow.types.is_struct(image.type):
+            image = pyarrow.compute.struct_field(image, "bytes")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: truncated or corrupt Parquet file ({error}).") from error
+    if image.type not in (pyarrow.binary(), pyarrow.large_binary()):
+        raise DataError(f"{path}: column {name} is {image.type}; expected PNG or JPEG bytes, or a dict of them.")
+    if image.null_count:
+        raise DataError(f"{path}: {image.null_count:,} rows without an image.")
+    labels = checked_labels(label.to_numpy(), len(table), f"{path}, column label of type {label.type}")
+    return image.to_pylist(), labels
+
+
+def read_parquet(folder: Path) -> ImageSet:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"{folder}: reading Parquet files needs pyarrow. Run: pip install pyarrow.") from error
+    parts, kinds = [], Counter()
+    for split, shards in parquet_shards(folder).items():
+        if not shards:
+            raise DataError(f"{folder}: no {split}*.parquet beside the other split.")
+        contents = [_read_shard(path) for path in shards]
+        images = [image for encoded, _ in contents for image in encoded]
+        names = [f"{path}, row {i}" for path, (rows, _) in zip(shards, contents, strict=True) for i in range(len(rows))]
+        pixels, found = _decode(images, names, split)
+        parts.append((pixels, np.concatenate([labels for _, labels in contents])))
+        kinds += found
+    return cifar10(*parts, folder, *_described("Parquet", kinds))

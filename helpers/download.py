@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import re
 import socket
 import threading
 import time
@@ -32,19 +31,13 @@ class _MirrorError(Exception):
 
 
 def download(
-    urls: Sequence[str],
-    dest: str | Path,
-    *,
-    size: int,
-    md5: str,
-    connect_timeout: float = 4.0,
-    progress: bool = True,
+    urls: Sequence[str], dest: str | Path, *, size: int, md5: str, connect_timeout: float = 4.0, progress: bool = True
 ) -> Path:
-    """Fetch the file `dest` and return its path; nothing is done if it is there already.
+    """Fetch the file `dest`, unless it is there already, and return its path.
 
-    The `urls` are tried in order, twice at most. Bytes go to `….part` (continued by the next URL or the next call where
-    the server allows it) and get the final name only with the right `size` in bytes and `md5`. Raises `DataError` with
-    each URL's failure: within `connect_timeout` seconds when none can be reached (no internet).
+    Bytes go to `….part` (continued by the next URL or the next call where the server allows it) and get the final name
+    only with the right `size` and `md5`. Raises `DataError` with each URL's failure: within `connect_timeout` seconds
+    when none can be reached (no internet).
     """
     dest = Path(dest).expanduser()
     if _is_whole(dest, size, md5):
@@ -52,10 +45,8 @@ def download(
     reachable = _reachable(urls, connect_timeout)
     if not reachable:
         hosts = ", ".join(dict.fromkeys(urlsplit(url).netloc for url in urls)) or "any host (no URL given)"
-        raise DataError(
-            f"No connection to {hosts} within {connect_timeout:g} s: no internet? Turn it on, or give the path of a "
-            "copy (on Kaggle: Add Input)."
-        )
+        step = "Turn it on, or give the path of a copy (on Kaggle: Add Input)."
+        raise DataError(f"No connection to {hosts} within {connect_timeout:g} s: no internet? {step}")
     part, lock = dest.with_name(f"{dest.name}.part"), dest.with_name(f".{dest.name}.lock")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +57,8 @@ def download(
     except OSError as error:  # of the disk, which no other mirror could help: the network's are _MirrorErrors by now
         if error.errno == errno.ENOSPC:
             part.unlink(missing_ok=True)
-        raise DataError(
-            f"{dest.parent}: cannot be written ({error.strerror or error}). {size:,} bytes are needed; free some space "
-            "or choose another folder."
-        ) from error
+        step = f"{size:,} bytes are needed; free some space or choose another folder."
+        raise DataError(f"{dest.parent}: cannot be written ({error.strerror or error}). {step}") from error
     finally:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
@@ -77,11 +66,9 @@ def download(
 
 
 def _is_whole(path: Path, size: int, md5: str) -> bool:
-    if not path.is_file() or path.stat().st_size != size:
-        return False
-    from torchvision.datasets.utils import check_integrity  # takes a second to import
+    from torchvision.datasets.utils import check_integrity  # here, because it takes a second to import
 
-    return check_integrity(path, md5)
+    return path.is_file() and path.stat().st_size == size and check_integrity(path, md5)
 
 
 def _reachable(urls: Sequence[str], timeout: float) -> list[str]:
@@ -149,17 +136,10 @@ def _fetch(url: str, part: Path, size: int, progress: bool) -> bool:
     with _network():
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=READ_TIMEOUT)
     with response:
-        whole = response.headers.get("Content-Length", "")
-        if have and response.status == 206:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            if not span or int(span[1]) != have:
-                part.unlink()  # the next try starts from the first byte
-                raise _MirrorError(f"asked for bytes from {have:,}, got another range")
-            whole = span[2]
-        else:
-            have = 0  # the server knows no ranges and sends all of it
-        if whole.isdecimal() and int(whole) != size:
-            raise _MirrorError(f"serves {int(whole):,} bytes, expected {size:,}", final=True)
+        if response.status != 206:  # the server knows no ranges and sends all of it
+            have = 0
+        if response.length is not None and have + response.length != size:
+            raise _MirrorError(f"serves {have + response.length:,} bytes, expected {size:,}", final=True)
         kept = have > 0
         what = f"{part.stem} from {urlsplit(url).hostname}"
         bar = tqdm(total=size, initial=have, desc=what, unit="B", unit_scale=True, disable=not progress)

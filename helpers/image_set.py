@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
-
 Part = tuple[np.ndarray, np.ndarray]  # one split: images uint8 [N, 3, 32, 32], labels int64 [N]
 
 
 class DataError(ValueError):
-    """A data set is missing or broken; the message names the file or value and the next step."""
+    """A data set is missing or broken; the message names the file and the value."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,13 @@ def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return folders, files
 
 
+def listing_or_nothing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    try:
+        return listing(folder)
+    except OSError:  # absent, or not ours to read
+        return {}, {}
+
+
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key: 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower()) if part]
@@ -70,18 +75,14 @@ def checked_labels(values: object, count: int, where: str) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise DataError(
-            f"{where}: labels of shape {list(labels.shape)} and type {labels.dtype}; expected integers [N] or [N, 1]."
-        )
+        raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or [N, 1].")
     if len(labels) != count:
-        raise DataError(f"{where}: {count:,} images but {len(labels):,} labels. Download this copy again.")
+        raise DataError(f"{where}: {count:,} images but {len(labels):,} labels.")
     wrong = np.flatnonzero((labels < 0) | (labels > 9))
     if wrong.size:
-        hint = " Labels up to 99 suggest CIFAR-100." if 10 <= labels.max() <= 99 else ""
-        raise DataError(
-            f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is not in 0 … 9 ({wrong.size:,} such labels)."
-            f"{hint} Use an unmodified CIFAR-10."
-        )
+        hint = " Is it CIFAR-100?" if 10 <= labels.max() <= 99 else ""
+        first = f"label {labels[wrong[0]]} of image {wrong[0]}"
+        raise DataError(f"{where}: {first} is not in 0 … 9 ({wrong.size:,} such labels).{hint}")
     return labels.astype(np.int64)
 
 
@@ -92,21 +93,14 @@ def cifar10(
     for split, (_, labels) in (("training", train), ("test", test)):
         empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
         if empty:
-            raise DataError(
-                f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}. "
-                "All ten classes are needed in both sets; complete this copy."
-            )
-    n_train, n_test = len(train[1]), len(test[1])
-    counts = [("training", n_train, TRAIN_COUNT), ("test", n_test, TEST_COUNT)]
+            raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
+    counts = [("training", len(train[1]), 50_000), ("test", len(test[1]), 10_000)]
     if held_out:
-        counts = [("labelled", n_train + n_test, TRAIN_COUNT)]
+        counts = [("labelled", len(train[1]) + len(test[1]), 50_000)]
     for what, have, full in counts:
         if have > full:
-            raise DataError(
-                f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}: another data set with the same "
-                "classes? Give the path of CIFAR-10 itself."
-            )
-    if any(have < full for _, have, full in counts):
-        part = " and ".join(f"{have:,} of {full:,} {what} images" for what, have, full in counts)
-        notes = (f"part of CIFAR-10: {part}", *notes)
+            raise DataError(f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}. Is it another data set?")
+    partly = [f"{have:,} of {full:,} {what} images" for what, have, full in counts if have < full]
+    if partly:
+        notes = (f"part of CIFAR-10: {' and '.join(partly)}", *notes)
     return ImageSet(*tensors(*train), *tensors(*test), CLASSES, "CIFAR-10", f"{path} ({layout})", tuple(notes))

@@ -1,4 +1,4 @@
-"""How figures look, and the figures that q1 and q2 draw. Every function returns the figure; `finish` saves and shows it."""
+"""How figures look, and the figures of the notebooks: each function returns one, `finish` saves and shows it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
-    """Reliability diagram: accuracy over confidence for each bin {`confidence`, `accuracy`, `share`}; `error` = ECE in %."""
+    """Accuracy over confidence, a bar per bin {`confidence`, `accuracy`, `share`}; `error` is the ECE in percent."""
     figure, (left, right) = new_figure(10, 4, 1, 2)
     width = 1 / len(bins)
     centres = (np.arange(len(bins)) + 0.5) * width
@@ -111,7 +111,7 @@ def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
 
 
 def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str) -> Figure:
-    """Images uint8 `[N, H, W, 3]` above the same images under their attention maps `[N, g, g]` (each scaled to its peak)."""
+    """Images uint8 `[N, H, W, 3]`, and below them under their attention maps `[N, g, g]`, each scaled to its peak."""
     count, size = len(images), images.shape[1]
     figure, axes = new_figure(1.35 * count, 3.5, 2, count)
     for column, (image, weights, text) in enumerate(zip(images, maps, titles, strict=True)):

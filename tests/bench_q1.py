@@ -1,9 +1,11 @@
 """Speed of q1's input pipeline, measured: images per second of wall-clock time, and of CPU time on one thread.
 
-    python tests/bench_q1.py [--data-root DIR] [--images 4096] [--repeats 5] [--out DIR]
+    python tests/bench_q1.py [--parts augmentation epoch] [--data-root DIR] [--repeats 5] [--out DIR]
 
 Part "augmentation": crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) of
 32×32 images, by helpers/augment.py and as it is usually done, image by image on Pillow images in a DataLoader.
+Part "epoch": a whole training epoch, data and augmentation included, of one ViT (width 192, depth 9, patch 4), by
+q1.ipynb's own code and by the usual loop over a DataLoader; on the GPU where there is one.
 
 The contenders take turns, so that whatever else the machine does hits all alike; the first, untimed turn warms up.
 Prints each part's table and writes it as CSV and Markdown into --out.
@@ -35,7 +37,12 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import nbload
+from helpers import budget
 from helpers.augment import rand_augment, random_crop_flip, random_erasing
+from helpers.config import make_config
+from helpers.data import Split
+from helpers.device import pick_compute
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
@@ -253,7 +260,90 @@ AUGMENTATION_NOTES = (
     "at every operation: those rows say something only where both cores were free.",
 )
 
-PARTS = {"augmentation": (augmentation, AUGMENTATION_NOTES)}
+
+# ---- a whole training epoch ----
+
+
+def epoch(args: argparse.Namespace) -> Iterator[Contender]:
+    compute = pick_compute()
+    count = args.epoch_images or (50_000 if compute.device.type == "cuda" else 1024)
+    images, labels = load_images(args.data_root, count), torch.arange(count) % 10
+    q1 = nbload.load("q1.ipynb")
+    measures = {"patch_size": 4, "embed_dim": 192, "depth": 9, "batch_size": 128, "compile": False, "max_minutes": None}
+    cfg = make_config(q1.RECIPE, q1.PRESETS, "t4", measures, 0)
+    threads = torch.get_num_threads()
+    yield Contender("q1.ipynb", threads, notebook_epoch(q1, cfg, images, labels, compute))
+    for workers in (0, os.cpu_count()):
+        run = usual_epoch(q1, cfg, images, labels, compute, workers)
+        yield Contender(f"DataLoader, {workers} workers, torchvision per image", threads, run)
+
+
+def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
+    device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
+    split = Split(images.to(device), labels.to(device))
+    task = q1.Task(cfg, compute, split, Split(split.images[:0], split.labels[:0]), *scale, 10)
+    per_epoch = len(images) // cfg.batch_size
+    state = q1.new_state(q1.ViT(cfg, 10).to(device), task, budget.make_plan(10**6, 1, 0, per_epoch))
+
+    def run() -> int:
+        q1.train_epoch(state, task, budget.Pace(1.0))
+        compute.synchronize()
+        return per_epoch * cfg.batch_size
+
+    return run
+
+
+class LabelledImages(PillowImages):
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable):
+        super().__init__(images, transform)
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return super().__getitem__(index), int(self.labels[index])
+
+
+def usual_epoch(q1, cfg, images: Tensor, labels: Tensor, compute, workers: int) -> Callable[[], int]:
+    """The same model, optimizer, mixing and precision behind a DataLoader, with the loss read after every step."""
+    data = DataLoader(
+        LabelledImages(images, labels, torchvision_transform()),
+        cfg.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=compute.device.type == "cuda",
+    )
+    model = q1.ViT(cfg, 10).to(compute.device)
+    optimizer, ema = q1.make_optimizer(model, cfg), q1.ModelEmaV3(model, cfg.ema_decay)
+    mixer = q1.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=10)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
+
+    def run() -> int:
+        model.train()
+        for x, y in data:
+            x, y = mixer(x.to(compute.device, non_blocking=True), y.to(compute.device, non_blocking=True))
+            with compute.autocast():
+                logits = model(x)
+            loss = torch.nn.functional.cross_entropy(logits.float(), y)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            ema.update(model)
+            loss.item()
+        return len(data) * cfg.batch_size
+
+    return run
+
+
+EPOCH_NOTES = (
+    "The same ViT, batch (128), optimizer, MixUp and CutMix, clipping, EMA and precision in every row; what differs is "
+    "where the images come from and what draws their augmentation.",
+)
+
+PARTS = {"augmentation": (augmentation, AUGMENTATION_NOTES), "epoch": (epoch, EPOCH_NOTES)}
 
 
 def main() -> None:
@@ -261,6 +351,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--data-root", help="a folder with CIFAR-10; default: synthetic images")
     parser.add_argument("--images", type=int, default=4096, help="per run (a quarter for the per-image pipelines)")
+    parser.add_argument("--epoch-images", type=int, help="per epoch; default: 1,024 on a CPU, 50,000 on a GPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
     args = parser.parse_args()

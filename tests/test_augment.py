@@ -214,16 +214,16 @@ def test_magnitudes_are_clipped():
     assert abs((magnitude > 10 - 1e-9).double().mean() - 0.5) < 0.08
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 9), (1, 3), (3, 6)])
+@pytest.mark.parametrize(("n", "m"), [(2, 9), (3, 6), (2, 4)])
 def test_as_strong_as_timm(n, m):
     """The mean absolute change of a pixel, over many draws for 300 photographs, within 6 per cent of timm's."""
     images = photos(300, seed=5)
     transform = timm_aa.rand_augment_transform(f"rand-m{m}-n{n}-mstd0.5-inc1", {"img_mean": (128, 128, 128)})
-    np.random.seed(0)  # noqa: NPY002 - what timm draws from
+    np.random.seed(0)
     random.seed(0)
     pixels = images.permute(0, 2, 3, 1).numpy()
     theirs = [
-        np.abs(np.asarray(transform(Image.fromarray(p)), dtype=np.int16) - p).mean() for p in pixels for _ in range(18)
+        np.abs(np.asarray(transform(Image.fromarray(p)), dtype=np.int16) - p).mean() for p in pixels for _ in range(30)
     ]
     g = generator()
     many = torch.cat([rand_augment(images, n, m, g) for _ in range(40)])

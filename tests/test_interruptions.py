@@ -1,4 +1,4 @@
-"""Kill a training run, fill its disk: what is on disk stays usable, and a resumed run ends as if nothing had happened."""
+"""Kill a run, fill its disk: what is on disk stays usable, and a resumed run ends as if nothing had happened."""
 
 import random
 import signal

@@ -1,24 +1,31 @@
 """Batches, optimizer, schedule and a single step of q1, each against its definition."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+
 from helpers import budget
+from helpers.config import make_config
 from helpers.data import Split
 from helpers.device import Compute
 
-RECIPE = {
-    "img_size": 32, "patch_size": 8, "patch_stride": None, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "pool": "cls",
-    "drop_path": 0.0, "epochs": 2, "batch_size": 16, "lr": 1e-3, "min_lr": 1e-5, "weight_decay": 0.05, "warmup_epochs": 1, "layer_decay": 1.0,
-    "clip_grad": 1.0, "randaug_n": 0, "randaug_m": 9.0, "erase_prob": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_off_epochs": 0, "label_smoothing": 0.1,
-    "ema_decay": 0.9, "max_minutes": None, "compile": False, "tta": 0,
-}  # fmt: skip
+MEASURES = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "pool": "cls",
+}
+OFF = ("drop_path", "randaug_n", "erase_prob", "mixup", "cutmix", "mix_off_epochs", "tta", "compile")
+SHORT = {"epochs": 2, "batch_size": 16, "warmup_epochs": 1, "ema_decay": 0.9, "lr": 1e-3, "max_minutes": None}
 
 
 def make_task(q1, n=64, **changes):
-    cfg = SimpleNamespace(**RECIPE | changes)
+    cfg = make_config(q1.RECIPE, q1.PRESETS, "best", MEASURES | SHORT | dict.fromkeys(OFF, 0) | changes, 0)
+    cfg.max_minutes = changes.get("max_minutes")
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
     data = Split(images, torch.arange(n) % 10)
     scale = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)

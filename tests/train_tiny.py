@@ -1,4 +1,4 @@
-"""Train a tiny ViT with the notebook's own code: python train_tiny.py OUT EPOCHS [FILE_LIMIT_BYTES]. Resumes from OUT/last.pth.
+"""Train a tiny ViT by the notebook's own code, from OUT/last.pth on: train_tiny.py OUT EPOCHS [FILE_LIMIT_BYTES].
 
 A process of its own, so that a test can kill it, or forbid it to write large files from the second epoch on.
 """
@@ -8,14 +8,14 @@ import signal
 import sys
 from pathlib import Path
 
-import nbload
 import torch
 
-sys.path.insert(0, str(nbload.ROOT))
-from test_recipe import make_state, make_task
+import nbload
 
+sys.path.insert(0, str(nbload.ROOT))
 from helpers import budget
 from helpers import checkpoint as ckpt
+from test_recipe import make_state, make_task
 
 
 def main(out: Path, epochs: int, file_limit: int | None = None) -> None:

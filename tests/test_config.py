@@ -1,0 +1,57 @@
+"""Presets, overrides and the complaints about settings that cannot work."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.config import check_config, check_resumable, make_config
+
+RECIPE = {"lr": (1, 2, 3), "pool": ("cls", "mean", "cls")}
+PRESETS = ("quick", "t4", "best")
+
+
+def test_what_is_given_overrides_the_preset():
+    cfg = make_config(RECIPE, PRESETS, "t4", {"lr": 5, "pool": None, "data_root": None, "seed": 0}, 0)
+    assert vars(cfg) == {"preset": "t4", "lr": 5, "pool": "mean", "data_root": None, "seed": 0}
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, False])
+def test_zero_and_false_are_given_values(zero):
+    assert make_config(RECIPE, PRESETS, "best", {"lr": zero}, 0).lr == zero
+
+
+@pytest.mark.parametrize(("memory", "preset"), [(0, "quick"), (15.8, "t4"), (85, "best")])
+def test_auto_goes_by_the_gpu(memory, preset):
+    assert make_config(RECIPE, PRESETS, "auto", {}, memory).preset == preset
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="preset='fast': expected 'auto' or one of 'quick', 't4', 'best'"):
+        make_config(RECIPE, PRESETS, "fast", {}, 0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_presets_hold_together(q1, preset):
+    check_config(make_config(q1.RECIPE, q1.PRESETS, preset, {}, 0))
+
+
+IMPOSSIBLE = {
+    "patch_size": [5, 0], "patch_stride": [0, 9], "embed_dim": [97], "depth": [0], "pool": ["max"], "drop_path": [1.0],
+    "batch_size": [7, 0, 12.5], "epochs": [0], "lr": [-1e-3], "layer_decay": [0], "ema_decay": [1], "max_minutes": [0],
+    "randaug_n": [-1], "randaug_m": [11], "erase_prob": [1.5], "mixup": [-0.1], "label_smoothing": [1],
+    "train_size": [1], "val_size": [-1], "tta": [9],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IMPOSSIBLE.items() for value in values])
+def test_what_cannot_work_is_named_with_its_value(q1, name, value):
+    cfg = make_config(q1.RECIPE, q1.PRESETS, "quick", {name: value}, 0)
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+        check_config(cfg)
+
+
+def test_a_run_is_resumed_with_its_own_settings_only():
+    stored = {"lr": 1, "depth": 3, "epochs": 10, "out_dir": "a"}
+    check_resumable(SimpleNamespace(lr=1, depth=3, epochs=20, out_dir="b"), stored, "last.pth")
+    with pytest.raises(ValueError, match=r"last.pth is of a run with depth=3 \(now 4\).*resume=False"):
+        check_resumable(SimpleNamespace(lr=1, depth=4, epochs=20, out_dir="b"), stored, "last.pth")

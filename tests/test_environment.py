@@ -1,0 +1,138 @@
+"""Kaggle, Colab and local told apart; helpers found wherever they may lie; only what is missing is installed."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers import environment
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({}, "local"),
+        ({"COLAB_RELEASE_TAG": "release-colab_20260101"}, "colab"),
+        ({"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
+        (
+            {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "COLAB_RELEASE_TAG": "release-colab_20260101", "COLAB_GPU": "1"},
+            "kaggle",
+        ),
+        ({"KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k"}, "local"),  # the API's credentials, on a laptop
+    ],
+)
+def test_where(environ, place):
+    assert environment.where(environ) == place
+
+
+def test_default_folders(tmp_path):
+    assert [str(environment.default_out_dir(place)) for place in ("kaggle", "colab", "local")] == [
+        "/kaggle/working/outputs",
+        "/content/outputs",
+        "outputs",
+    ]
+    for name in ("other", "cifar-10", "datasets/somebody/cifar10"):
+        (tmp_path / name).mkdir(parents=True)
+    folders = environment.input_folders("kaggle", tmp_path)
+    assert folders[0] == tmp_path / "cifar-10" and folders[-1] == Path("data")
+    assert {tmp_path / "other", tmp_path / "datasets/somebody/cifar10"} <= set(folders)
+    assert len(folders) == len(set(folders))
+    assert environment.input_folders("local", tmp_path) == [Path("data")]
+
+
+def make_wheel(folder: Path, name: str, requires: str = "") -> Path:
+    """A wheel with one empty module, so that installing can be tried without an index."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + (
+        f"Requires-Dist: {requires}\n" if requires else ""
+    )
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{info}/METADATA", metadata)
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def offline_pip(tmp_path, monkeypatch):
+    """pip that installs into a folder of the test, from wheels that lie there, without an index."""
+    (tmp_path / "site").mkdir()
+    settings = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_TARGET": str(tmp_path / "site"),
+        "PIP_EXTRA_INDEX_URL": "",
+    }
+    for name, value in (settings | {"PIP_CONFIG_FILE": "/dev/null"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return tmp_path
+
+
+def test_what_is_there_is_not_installed_again(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    assert environment.ensure_packages(torch="torch>=99", json="json") == []
+
+
+def test_what_is_missing_is_installed(offline_pip):
+    make_wheel(offline_pip, "tiny_absent_module")
+    assert environment.ensure_packages(tiny_absent_module="tiny_absent_module", torch="torch") == ["tiny_absent_module"]
+    assert (offline_pip / "site" / "tiny_absent_module.py").is_file()
+
+
+def test_a_dependency_cannot_replace_torch(offline_pip):
+    make_wheel(offline_pip, "wants_another_torch", requires="torch==1.0")
+    make_wheel(offline_pip, "torch")
+    with pytest.raises(RuntimeError, match="wants_another_torch could not be installed"):
+        environment.ensure_packages(wants_another_torch="wants_another_torch")
+    assert not (offline_pip / "site" / "torch.py").exists()
+
+
+def test_without_an_index_the_error_says_what_to_do(offline_pip):
+    with pytest.raises(RuntimeError, match="pip install no_such_thing>=2"):
+        environment.ensure_packages(no_such_thing="no_such_thing>=2")
+
+
+def test_versions_name_what_is_installed():
+    found = environment.versions("torch", "no-such-package")
+    assert set(found) == {"python", "torch"} and found["python"] == sys.version.split()[0]
+
+
+def test_helpers_are_found_beside_above_and_among_kaggle_inputs(q1, tmp_path):
+    nested = tmp_path / "project" / "notebooks" / "mine"
+    attached = tmp_path / "input"
+    nested.mkdir(parents=True)
+    attached.mkdir()
+    assert q1.find_helpers(nested, attached) is None
+    deep = attached / "datasets" / "someone" / "vit" / "helpers"
+    deep.mkdir(parents=True)
+    (deep / "device.py").touch()
+    assert q1.find_helpers(nested, attached) == deep.parent
+    (tmp_path / "project" / "helpers").mkdir()
+    (tmp_path / "project" / "helpers" / "device.py").touch()
+    assert q1.find_helpers(nested, attached) == tmp_path / "project"
+    assert q1.find_helpers(tmp_path / "project", attached) == tmp_path / "project"
+    assert not {"tests", "other"} & {path.name for path in q1.find_helpers(nested, attached).iterdir()}
+
+
+def test_helpers_touch_neither_network_nor_gpu_when_imported():
+    """A fresh interpreter in which sockets and CUDA initialisation raise imports every helper."""
+    code = """
+import pkgutil, socket, sys, importlib
+import torch, matplotlib
+def forbidden(*args, **kwargs): raise AssertionError("touched at import")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = forbidden
+torch.cuda._lazy_init = torch.cuda.is_available = torch.cuda.device_count = forbidden
+import helpers
+for module in pkgutil.iter_modules(helpers.__path__): importlib.import_module("helpers." + module.name)
+print("clean")
+"""
+    root = Path(environment.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "clean\n", done.stderr

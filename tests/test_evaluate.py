@@ -1,0 +1,78 @@
+"""Predictions and what is read from them, against scikit-learn, plain loops and hand-made cases."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from helpers import evaluate
+from helpers.device import Compute
+
+CPU = Compute(torch.device("cpu"), "CPU", "fp32")
+
+
+@pytest.fixture
+def predictions():
+    probabilities = torch.randn(997, 10).mul(2).softmax(-1)
+    return probabilities, torch.where(torch.rand(997) < 0.5, probabilities.argmax(-1), torch.randint(0, 10, (997,)))
+
+
+def test_accuracy_and_confusion_equal_scikit_learn(predictions):
+    probabilities, labels = predictions
+    guess = probabilities.argmax(-1)
+    assert evaluate.accuracy(probabilities, labels) == pytest.approx(100 * accuracy_score(labels, guess))
+    np.testing.assert_array_equal(
+        evaluate.confusion_matrix(probabilities, labels), confusion_matrix(labels, guess, labels=range(10))
+    )
+
+
+def test_calibration_equals_its_definition(predictions):
+    probabilities, labels = predictions
+    confidence, guess = probabilities.double().max(-1)
+    expected = 0.0
+    for k in range(15):
+        inside = [i for i in range(997) if k / 15 < confidence[i] <= (k + 1) / 15]
+        if inside:
+            right = sum(int(guess[i] == labels[i]) for i in inside) / len(inside)
+            expected += len(inside) / 997 * abs(right - sum(float(confidence[i]) for i in inside) / len(inside))
+    error, bins = evaluate.calibration(probabilities, labels)
+    assert error == pytest.approx(100 * expected, abs=1e-6)
+    assert sum(entry["share"] for entry in bins) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("right", "error"), [(1.0, 0.0), (0.0, 100.0), (0.75, 25.0)])
+def test_calibration_of_a_model_that_is_always_sure(right, error):
+    labels = (torch.arange(100) >= 100 * right).long()
+    assert evaluate.calibration(torch.tensor([[1.0, 0.0]]).expand(100, 2), labels)[0] == pytest.approx(error)
+
+
+def test_views_are_the_image_its_shifts_and_their_mirrors():
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    for shift, count in ((0, 1), (1, 6), (2, 10)):
+        views = evaluate.shifted_views(images, shift)
+        assert views.shape == (count, 3, 3, 32, 32) and views.dtype == torch.uint8
+        assert torch.equal(views[0], images)
+    assert torch.equal(views[1], images.flip(-1))
+    inner = slice(4, -4)
+    offsets = [(d, d) for d in (0, -1, 1, -2, 2)]
+    for view, mirrored, (dy, dx) in zip(views[::2], views[1::2], offsets, strict=True):
+        assert torch.equal(view[..., inner, inner], images[..., 4 + dy : 28 + dy, 4 + dx : 28 + dx])
+        assert torch.equal(mirrored, view.flip(-1))
+
+
+def test_predictions_keep_order_and_do_not_depend_on_the_batch():
+    images = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    whole = evaluate.predict(model, images, lambda x: x / 255, CPU, shift=1, batch=100)
+    parts = evaluate.predict(model, images, lambda x: x / 255, CPU, shift=1, batch=5)
+    assert whole.shape == (6, 23, 10)
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(whole[0], model(images / 255).softmax(-1))
+    torch.testing.assert_close(whole.sum(-1), torch.ones(6, 23))
+
+
+def test_most_confident_mistakes():
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.05, 0.95]])
+    labels = torch.tensor([1, 0, 0, 0])
+    assert evaluate.most_confident_mistakes(probabilities, labels, 2).tolist() == [3, 0]
+    assert evaluate.most_confident_mistakes(probabilities, labels, 9).tolist() == [3, 0, 2]

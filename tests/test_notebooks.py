@@ -1,0 +1,273 @@
+"""The notebook as a user runs it, and the promises that its form makes."""
+
+import ast
+import builtins
+import csv
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nbload
+from helpers import data
+
+ROOT = nbload.ROOT
+CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
+TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
+SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
+# fmt: off
+Q1_PARAMETERS = [
+    "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "max_minutes", "compile", "img_size",
+    "patch_size", "patch_stride", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path", "epochs",
+    "batch_size", "lr", "min_lr", "weight_decay", "warmup_epochs", "layer_decay", "clip_grad", "randaug_n", "randaug_m",
+    "erase_prob", "mixup", "cutmix", "mix_off_epochs", "label_smoothing", "ema_decay", "amp", "val_size", "tta",
+    "train_size",
+]
+SUMMARY_KEYS = [
+    "dataset", "config", "parameters", "epochs_run", "seconds", "images_per_second", "best_val_accuracy",
+    "test_accuracy", "test_accuracy_tta", "per_class_accuracy", "selected_weights", "device", "precision", "versions",
+    "seed", "stopped_by",
+]
+# fmt: on
+FIGURES = ["data", "augmentation", "curves", "classes", "calibration", "mistakes", "attention"]
+
+
+def papermill(notebook: str, out: Path, cwd: Path = ROOT, **parameters) -> subprocess.CompletedProcess:
+    """Execute a notebook with papermill in a process of its own; the executed copy is OUT/executed.ipynb."""
+    out.mkdir(parents=True, exist_ok=True)
+    given = [part for name, value in (parameters | {"out_dir": str(out)}).items() for part in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(ROOT / notebook)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "JPY_SESSION_NAME": str(ROOT / notebook)}
+    command += [str(out / "executed.ipynb"), *given]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def printed(out: Path) -> str:
+    """What the executed copy printed."""
+    cells = nbformat.read(out / "executed.ipynb", 4).cells
+    return "".join(
+        o.text
+        for c in cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "stream" and o.name == "stdout"
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """q1 without a data set, everything in the recipe turned on, in a folder of its own."""
+    out = tmp_path_factory.mktemp("q1") / "out"
+    recipe = {
+        "randaug_n": 2,
+        "erase_prob": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "drop_path": 0.1,
+        "mix_off_epochs": 1,
+        "label_smoothing": 0.1,
+    }
+    everything = TINY | SHORT | recipe | {"train_size": 1000}
+    done = papermill("q1.ipynb", out, download=False, cwd=tmp_path_factory.mktemp("elsewhere"), **everything)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_q1_writes_what_it_promises(run):
+    summary = json.loads((run / "run_summary.json").read_text())
+    assert not set(SUMMARY_KEYS) - set(summary)
+    assert summary["dataset"].keys() >= {"name", "source", "train", "val", "test"}
+    assert (summary["dataset"]["train"], summary["dataset"]["val"]) == (1000, 100) and "synthetic" in summary[
+        "dataset"
+    ]["name"]
+    assert set(Q1_PARAMETERS) <= set(summary["config"]) and summary["config"]["mixup"] == 0.8
+    assert summary["epochs_run"] == 2 and summary["stopped_by"] == "epochs" and summary["seconds"] > 0
+    assert (
+        summary["selected_weights"] in ("ema", "raw")
+        and summary["precision"] == "fp32"
+        and summary["skipped_steps"] == 0
+    )
+    assert 0 <= summary["test_accuracy"] <= 100 and 0 <= summary["test_accuracy_tta"] <= 100
+    assert set(summary["per_class_accuracy"]) == set(data.load_images(None, False, default_roots=()).classes)
+    assert summary["images_per_second"] > 10 and summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    mean = np.mean(list(summary["per_class_accuracy"].values()))
+    assert mean == pytest.approx(summary["test_accuracy"], abs=0.5)  # the classes are balanced
+
+
+def test_q1_history_has_a_row_an_epoch(run):
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [1, 2]
+    assert all(
+        row.keys() >= {"loss", "val_accuracy", "ema_accuracy", "lr", "images_per_second", "seconds"} for row in rows
+    )
+    best = max(float(row[key]) for row in rows for key in ("val_accuracy", "ema_accuracy"))
+    assert json.loads((run / "run_summary.json").read_text())["best_val_accuracy"] == pytest.approx(best)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_q1_figures_are_pictures_with_something_on_them(run, name):
+    pixels = np.asarray(Image.open(run / f"{name}.png").convert("L"))
+    assert min(pixels.shape) > 100 and pixels.std() > 5
+    assert (run / f"{name}.png").stat().st_size < 1_000_000
+
+
+def test_q1_says_loudly_that_shapes_are_not_cifar(run):
+    assert "not cifar-10" in printed(run).lower()
+
+
+def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1, tmp_path):
+    best = torch.load(run / "best_vit_cifar10.pth", weights_only=True)
+    assert best.keys() >= {"model", "config", "mean", "std"}
+    summary = json.loads((run / "run_summary.json").read_text())
+    # Nothing of the model is given: its measures come from the file. Another seed must not change what is evaluated.
+    done = papermill("q1.ipynb", tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads((tmp_path / "run_summary.json").read_text())
+    assert again["test_accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert again["test_accuracy_tta"] is None and again["parameters"] == summary["parameters"]
+    assert not (tmp_path / "last.pth").exists() and not (tmp_path / "best_vit_cifar10.pth").exists()
+
+
+def test_q1_resumes_what_it_finds(run, tmp_path):
+    for name in ("last.pth", "best_vit_cifar10.pth"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    config = json.loads((run / "run_summary.json").read_text())["config"]
+    same = {
+        name: config[name]
+        for name in Q1_PARAMETERS
+        if config[name] is not None and name not in ("out_dir", "epochs", "resume", "data_root")
+    }
+    done = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed after epoch 2" in printed(tmp_path)
+    assert json.loads((tmp_path / "run_summary.json").read_text())["epochs_run"] == 3
+    refused = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same | {"lr": 0.5})
+    assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"checkpoint": "/nowhere/best.pth"}, "/nowhere/best.pth: no such checkpoint"),
+        ({"patch_size": 5}, "patch_size=5: expected a divisor of img_size"),
+        ({"preset": "fast"}, "preset='fast'"),
+    ],
+)
+def test_q1_complains_clearly(tmp_path, parameters, complaint):
+    done = papermill("q1.ipynb", tmp_path, download=False, **parameters)
+    assert done.returncode and complaint in done.stderr
+
+
+@pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")
+def test_q1_on_real_images(tmp_path):
+    """The Kaggle competition's layout: no labels for its test images, so that some labelled ones are held out."""
+    subprocess.run(
+        [sys.executable, str(CIFAR_TOOL), str(tmp_path / "d"), "--layout", "kaggle", "--limit", "100"],
+        check=True,
+        stdout=-3,
+    )
+    done = papermill(
+        "q1.ipynb", tmp_path / "out", data_root=tmp_path / "d", **TINY | SHORT | {"val_size": 0, "epochs": 1, "tta": 0}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
+    assert summary["dataset"]["name"] == "CIFAR-10" and str(tmp_path / "d") in summary["dataset"]["source"]
+    assert (summary["dataset"]["train"], summary["dataset"]["val"], summary["dataset"]["test"]) == (800, 0, 200)
+    assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None
+
+
+def test_q1_runs_as_a_script(tmp_path):
+    """papermill --prepare-only for the parameters, then nbconvert: the way to a run without Jupyter."""
+    parameters = [
+        part
+        for name, value in (TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0}).items()
+        for part in ("-p", name, str(value))
+    ]
+    prepared = tmp_path / "prepared.ipynb"
+    papermill_ = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--prepare-only",
+        "--no-progress-bar",
+        str(ROOT / "q1.ipynb"),
+        str(prepared),
+    ]
+    subprocess.run(
+        [*papermill_, "-p", "download", "False", "-p", "out_dir", str(tmp_path / "out"), *parameters],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "nbconvert", "--to", "script", str(prepared)], check=True, capture_output=True
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "prepared.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "run_summary.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------ its form
+
+
+def test_parameters_are_literals_under_their_promised_names():
+    (cell,) = [cell for cell in nbload.code_cells("q1.ipynb") if "parameters" in cell["metadata"].get("tags", [])]
+    assignments = ast.parse(cell["source"]).body
+    names = [node.targets[0].id for node in assignments]
+    assert sorted(names) == sorted(Q1_PARAMETERS)
+    for node in assignments:
+        ast.literal_eval(node.value)
+
+
+def test_the_notebook_keeps_to_its_form():
+    notebook = nbformat.read(ROOT / "q1.ipynb", 4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    lengths = [len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code"]
+    assert max(lengths) <= 45 and 20 <= len(lengths) <= 34, (max(lengths), len(lengths), statistics.median(lengths))
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+    assert (ROOT / "q1.ipynb").stat().st_size < 4_000_000
+
+
+def test_the_committed_figures_are_small():
+    notebook = nbformat.read(ROOT / "q1.ipynb", 4)
+    pictures = [
+        o.data["image/png"] for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    assert len(pictures) >= len(FIGURES)
+    assert all(len(picture) < 1_400_000 for picture in pictures)  # base64 of 1 MB
+
+
+def test_functions_of_the_notebook_take_arguments_not_globals(q1):
+    """A name that a function reads is a builtin, an import, a definition or a constant: just those are in `q1`."""
+    for cell in nbload.code_cells("q1.ipynb"):
+        for function in (node for node in ast.walk(ast.parse(cell["source"])) if isinstance(node, ast.FunctionDef)):
+            names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+            arguments = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+            own = {n.id for n in names if isinstance(n.ctx, ast.Store)} | arguments
+            read = {n.id for n in names if isinstance(n.ctx, ast.Load)} - own
+            assert not {n for n in read if n not in vars(q1) and n not in dir(builtins)}, function.name
+
+
+def test_executed_figures_show_where_they_come_from(run):
+    """The footer of a figure: dark text on white at the bottom, absent when the figure is cut above it."""
+    pixels = np.asarray(Image.open(run / "curves.png").convert("L"))
+    assert (pixels[-25:] < 160).any()
+    header = (run / "curves.png").read_bytes()[16:24]
+    assert struct.unpack(">II", header) == (pixels.shape[1], pixels.shape[0])
