@@ -22,7 +22,7 @@ setup: .venv/installed
 
 run: setup
 	mkdir -p "$(OUT)"
-	$(BIN)/papermill --log-output --no-progress-bar --kernel python3 q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
+	TQDM_DISABLE=1 $(BIN)/papermill --log-output --no-progress-bar --kernel python3 q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
 	@echo "executed notebook: $(OUT)/q1.ipynb, its files: $(OUT)/q1/"
 
 test: setup

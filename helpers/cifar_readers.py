@@ -14,17 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm.contrib.concurrent import thread_map
 
-from helpers.image_set import (
-    CLASSES,
-    DataError,
-    ImageSet,
-    checked_labels,
-    cifar10,
-    listing,
-    listing_or_nothing,
-    natural,
-    some,
-)
+from helpers.image_set import CLASSES, DataError, ImageSet, checked_labels, cifar10, listing, natural, peek, some
 
 HOLD_OUT_SEED = 0  # which labelled images of the competition become the test set; fixed, so that runs compare
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -182,16 +172,13 @@ def npz_problem(path: Path) -> str | None:
     shapes = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            missing = [key for key in NPZ_KEYS if f"{key}.npy" not in archive.namelist()]
-            if missing:
-                return f"{path}, which has no {', '.join(missing)}"
-            for key in ("x_train", "x_test"):
+            for key in NPZ_KEYS:
                 with archive.open(f"{key}.npy") as file:
                     np.lib.format.read_magic(file)
                     shapes[key] = np.lib.format.read_array_header_1_0(file)[0]  # 2.0 is for structured arrays
-    except Exception as error:
-        return f"{path}, which cannot be read ({error})"
-    wrong = [f"{key} {list(shape)}" for key, shape in shapes.items() if shape[1:] not in CHANNELS_AXIS]
+    except Exception as error:  # also a KeyError: one of the arrays is not there
+        return f"{path}, which cannot be read as CIFAR-10 ({error})"
+    wrong = [f"{key} {list(shapes[key])}" for key in ("x_train", "x_test") if shapes[key][1:] not in CHANNELS_AXIS]
     return f"{path}, which holds {', '.join(wrong)}: no 32x32 colour images" if wrong else None
 
 
@@ -220,11 +207,11 @@ def read_npz(path: Path) -> ImageSet:
 
 def parquet_shards(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files of each split: train-….parquet, or train/….parquet as Hugging Face converts them."""
-    folders, files = listing_or_nothing(folder)
+    folders, files = peek(folder)
     shards = {}
     for split in ("train", "test"):
         beside = [path for name, path in files.items() if name.lower().startswith(split)]
-        below = [*listing_or_nothing(folders[split])[1].values()] if split in folders else []
+        below = [*peek(folders[split])[1].values()] if split in folders else []
         found = [[path for path in paths if path.suffix.lower() == ".parquet"] for paths in (beside, below)]
         shards[split] = sorted(found[0] or found[1], key=lambda path: natural(path.name))
     return shards
@@ -248,10 +235,10 @@ def _image_column(path: Path) -> str:
     if image is None or "label" not in schema.names:
         raise DataError(f"{path}: has the columns {some(schema.names)}; expected img (or image) and label.")
     try:  # the class names, where Hugging Face recorded them
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = [*json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]]
     except (KeyError, TypeError, ValueError):
         return image
-    if tuple(names) != CLASSES:
+    if names != list(CLASSES):
         raise DataError(f"{path}: its classes are {some(names, 10)}; expected {', '.join(CLASSES)}.")
     return image
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from helpers import cifar_pickle, cifar_readers
 from helpers.cifar_pickle import BATCHES
 from helpers.download import download as download_file
-from helpers.image_set import CLASSES, DataError, ImageSet, listing, listing_or_nothing, natural, some, tensors
+from helpers.image_set import CLASSES, DataError, ImageSet, listing, natural, peek, some, tensors
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -156,7 +156,7 @@ def _candidates(root: Path, remarks: list[str]) -> Iterator[Location]:
     for _ in range(DEPTH + 1):
         below: list[Path] = []
         for folder in level:
-            folders, files = listing_or_nothing(folder)
+            folders, files = peek(folder)
             yield from _layouts_in(folder, folders, files, remarks)
             if len(folders) <= MAX_BRANCHES:
                 below += [folders[name] for name in sorted(folders, key=natural)]
@@ -193,7 +193,7 @@ def _layouts_in(
         return sum(name.lower() in CLASSES for name in names) >= 3
 
     splits = [path for name, path in folders.items() if name.lower() in ("train", "test")]
-    if any(has_classes(listing_or_nothing(split)[0]) for split in splits):
+    if any(has_classes(peek(split)[0]) for split in splits):
         yield Location("folders", folder)
     elif any(name.lower() == "trainlabels.csv" for name in files):
         yield Location("kaggle", folder)
@@ -224,7 +224,7 @@ def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
 def _may_be_filled(root: Path) -> bool:
     """True where a download may go: no such path (and not the name of a data file), or an empty folder."""
     if os.access(root, os.R_OK) and root.is_dir():  # what an interrupted download left counts as nothing
-        return all(name.endswith(".part") for entries in listing_or_nothing(root) for name in entries)
+        return all(name.endswith(".part") for entries in peek(root) for name in entries)
     return not os.access(root, os.F_OK) and not root.name.lower().endswith((*LAYOUT_OF_FILE, ".csv"))
 
 

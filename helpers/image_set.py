@@ -47,10 +47,11 @@ def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return folders, files
 
 
-def listing_or_nothing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """`listing`, or nothing where `folder` is absent or may not be read."""
     try:
         return listing(folder)
-    except OSError:  # absent, or not ours to read
+    except OSError:
         return {}, {}
 
 

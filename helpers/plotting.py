@@ -123,3 +123,19 @@ def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[st
         axes[0, column].set_title(text, fontsize=8)
     figure.suptitle(title)
     return figure
+
+
+def sweep_bars(rows: Sequence[dict[str, str]]) -> Figure:
+    """Test accuracy of runs with one setting changed each, from rows of `q1_sweep.csv`; the first is the baseline."""
+    baseline = float(rows[0]["test_accuracy"])
+    rows = sorted(rows, key=lambda row: float(row["test_accuracy"]))
+    figure, axis = new_figure(10, 0.36 * len(rows) + 1.3)
+    values = [float(row["test_accuracy"]) for row in rows]
+    colours = [PALETTE[2] if value > baseline else PALETTE[0] if value == baseline else PALETTE[5] for value in values]
+    bars = axis.barh([row["variant"] for row in rows], values, color=colours)
+    labels = [f"{value:.1f} %   {row['epochs']} epochs" for value, row in zip(values, rows, strict=True)]
+    axis.bar_label(bars, labels, padding=4, fontsize=9)
+    axis.axvline(baseline, color="0.3", linestyle="--", linewidth=1)
+    title = f"One setting changed at a time, {rows[0]['minutes']} minutes of training each"
+    axis.set(title=title, xlabel="test accuracy (%)", xlim=(0.8 * min(values), max(values) * 1.1))
+    return figure

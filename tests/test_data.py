@@ -1,21 +1,16 @@
-"""helpers/data.py: every layout, every kind of damage, and the download, offline and on small image sets."""
+"""helpers/data.py: every layout, every kind of damage, the search and the split, on small image sets."""
 
 import csv
 import functools
-import hashlib
-import http.server
 import importlib.util
 import io
 import os
 import pickle
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import data
-from helpers.data import CLASSES, DataError, download_cifar10, find_cifar10, load_cifar10, load_images
+from helpers.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RNG = np.random.default_rng(7)
@@ -33,11 +27,6 @@ TRAIN_X = RNG.integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
 TRAIN_Y = np.repeat(np.arange(10), 12)
 TEST_X = RNG.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
 TEST_Y = np.repeat(np.arange(10), 3)
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
 
 
 # ------------------------------------------------------------------------------------------------------ writing layouts
@@ -297,6 +286,23 @@ def test_class_folders_of_any_case_and_stray_files(tmp_path):
     images = load_cifar10(tmp_path)
     check(images)
     assert any("readme.txt" in note for note in images.notes)  # nothing is left out in silence
+
+
+@pytest.mark.parametrize(("write", "layout"), [(write_folders, "class folders"), (write_kaggle, "Kaggle competition")])
+def test_the_source_names_the_kind_of_the_image_files(tmp_path, write, layout):
+    files = sorted(write(tmp_path).rglob("*.png"))
+    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, PNG)"
+
+    def as_jpeg(path):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"), "JPEG")
+        path.unlink()
+
+    as_jpeg(next(path for path in files if "train" in path.parts))
+    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, JPEG and PNG)"
+    for path in tmp_path.rglob("*.png"):
+        as_jpeg(path)
+    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, JPEG)"
 
 
 def test_an_unbalanced_part_is_fine(tmp_path):
@@ -707,209 +713,51 @@ def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- download
+# --------------------------------------------------------------------------------------------------------------- split
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A server of one small archive: /ok, /norange, /wrong, /short, /drop, /drop-norange, /page, /404."""
-    content = (write_archive(tmp_path_factory.mktemp("served")) / "cifar-10-python.tar.gz").read_bytes()
-    seen = []  # (path, Range header)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            wanted = self.headers.get("Range")
-            seen.append((self.path, wanted))
-            kind = self.path.split("?")[0]
-            body = {"/wrong": bytes(len(content)), "/short": content[:-7], "/page": b"<html>busy</html>"}
-            body = body.get(kind, content)
-            if kind == "/404":
-                return self.send_error(404)
-            start = 0
-            if wanted and "norange" not in kind:
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            self.wfile.write(body[start : start + (len(body) // 3 if "drop" in kind else len(body))])
-            self.close_connection = True
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    class Served:
-        size, md5, requests = len(content), hashlib.md5(content).hexdigest(), seen
-        raw = content
-
-        @staticmethod
-        def urls(*names):
-            return [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
-
-        @classmethod
-        def get(cls, dest, *names):
-            seen.clear()
-            return download_cifar10(dest, cls.urls(*names), md5=cls.md5, size=cls.size, progress=False)
-
-        @classmethod
-        def fails(cls, dest, *names):
-            with pytest.raises(DataError) as caught:
-                cls.get(dest, *names)
-            assert not (dest / "cifar-10-python.tar.gz").exists()
-            return str(caught.value)
-
-    yield Served
-    server.shutdown()
-    server.server_close()
+@pytest.fixture
+def numbered():
+    """100 training images that each carry their own number, as pixels and as label."""
+    numbers = torch.arange(100)
+    images = numbers.to(torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
+    return ImageSet(images, numbers, images[:10], numbers[:10], CLASSES, "numbers", "made here")
 
 
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+@pytest.mark.parametrize(
+    ("val_size", "train_size", "kept"), [(20, None, 80), (20, 50, 50), (20, 80, 80), (0, None, 100)]
+)
+def test_hold_out_gives_disjoint_parts_of_the_sizes_asked_for(numbered, val_size, train_size, kept):
+    train, val = hold_out(numbered, val_size, train_size, 0, torch.device("cpu"))
+    assert (len(train), len(val)) == (kept, val_size)
+    for part in (train, val):
+        assert part.images.shape[1:] == (3, 32, 32) and part.images.dtype == torch.uint8
+        assert torch.equal(part.images[:, 0, 0, 0].long(), part.labels)  # each image keeps its label
+    numbers = torch.cat([train.labels, val.labels]).tolist()
+    assert len(set(numbers)) == kept + val_size and set(numbers) <= set(range(100))
+    assert numbers != sorted(numbers)  # class folders give one class after the other: shuffled
 
 
-def test_download_writes_exactly_one_file_and_does_not_repeat_itself(tmp_path, served):
-    path = served.get(tmp_path / "a" / "b", "ok")
-    assert path == tmp_path / "a" / "b" / "cifar-10-python.tar.gz"
-    assert path.read_bytes() == served.raw and names_in(path.parent) == [path.name]
-    check(load_cifar10(path.parent))
-    served.get(path.parent, "ok")
-    assert served.requests == []
+def test_hold_out_is_decided_by_the_seed_alone(numbered):
+    def numbers(seed, train_size=None):
+        torch.rand(1)  # the global generator has no part in it
+        return [part.labels.tolist() for part in hold_out(numbered, 20, train_size, seed, torch.device("cpu"))]
+
+    assert numbers(0) == numbers(0) != numbers(1)
+    assert set(numbers(0)[1]) != set(numbers(1)[1])
+    assert numbers(0, 30)[1] == numbers(0)[1]  # less to train on, but the same images held out
+    assert numbers(0, 30)[0] == numbers(0)[0][:30]
 
 
-def test_a_broken_file_of_the_final_name_is_replaced(tmp_path, served):
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half")
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
+def test_hold_out_puts_everything_on_the_device(numbered):
+    for part in hold_out(numbered, 20, None, 0, torch.device("meta")):
+        assert part.images.device.type == part.labels.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ["ok", "norange"])
-def test_download_resumes_or_restarts(tmp_path, served, name):
-    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:1000])
-    path = served.get(tmp_path, name)
-    assert served.requests == [(f"/{name}", "bytes=1000-")]
-    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize("extra", [-1000, 0, 1000])
-def test_a_spoilt_part_file_is_thrown_away(tmp_path, served, extra):
-    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(bytes(served.size + extra))
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
-
-
-@pytest.mark.parametrize("name", ["wrong", "short", "page", "404"])
-def test_a_mirror_that_serves_something_else_is_passed_over(tmp_path, served, name):
-    message = served.fails(tmp_path, name)
-    assert f"/{name}" in message and "127.0.0.1" in message
-    assert len(served.requests) == 1  # trying again would not help
-    assert names_in(tmp_path) == []
-    assert served.get(tmp_path, name, "ok").read_bytes() == served.raw
-    assert names_in(tmp_path) == ["cifar-10-python.tar.gz"]
-
-
-def test_a_dropped_connection_goes_on_with_the_next_mirror(tmp_path, served):
-    path = served.get(tmp_path, "drop", "ok")
-    third = served.size // 3
-    assert served.requests == [("/drop", None), ("/ok", f"bytes={third}-")]
-    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
-
-
-def test_a_dropped_connection_leaves_what_a_later_call_continues(tmp_path, served):
-    message = served.fails(tmp_path, "drop")
-    assert "ended after" in message and names_in(tmp_path) == ["cifar-10-python.tar.gz.part"]
-    path = served.get(tmp_path, "ok")
-    assert served.requests[0][1] == f"bytes={2 * (served.size // 3)}-"  # each of the two rounds got a third
-    assert path.read_bytes() == served.raw
-    path.unlink()
-    served.fails(tmp_path, "drop-norange")
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
-
-
-def closed_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/cifar-10-python.tar.gz"
-
-
-def test_without_a_network_it_gives_up_at_once(tmp_path):
-    start = time.monotonic()
-    with pytest.raises(DataError, match="no internet"):
-        download_cifar10(tmp_path / "d", [closed_port(), "https://no-such-host.invalid/x"], connect_timeout=1.5)
-    assert time.monotonic() - start < 4
-    assert not (tmp_path / "d").exists()
-
-
-def test_a_look_up_that_hangs_is_not_waited_for(tmp_path, monkeypatch, served):
-    real = socket.create_connection
-
-    def hang(address, *args, **kwargs):
-        if address[0] == "hangs.invalid":
-            time.sleep(3)
-            raise OSError("too late")
-        return real(address, *args, **kwargs)
-
-    monkeypatch.setattr(data.socket, "create_connection", hang)
-    start = time.monotonic()
-    with pytest.raises(DataError, match="no internet"):
-        download_cifar10(tmp_path, ["http://hangs.invalid/x"], connect_timeout=0.3)
-    assert time.monotonic() - start < 2
-    urls = ["http://hangs.invalid/x", *served.urls("ok")]
-    path = download_cifar10(tmp_path, urls, md5=served.md5, size=served.size, connect_timeout=0.3, progress=False)
-    assert path.read_bytes() == served.raw
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path, served):
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(DataError, match="cannot be written"):
-        served.get(tmp_path / "file" / "below", "ok")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to play a full disk")
-def test_a_full_disk_is_named_and_given_back(tmp_path, served):
-    (tmp_path / "cifar-10-python.tar.gz.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="No space left"):
-        served.get(tmp_path, "ok", "ok?again")
-    assert names_in(tmp_path) == [] and len(served.requests) == 1
-
-
-def test_two_processes_may_download_at_once(tmp_path, served):
-    paths, threads = [], []
-    served.requests.clear()
-    for _ in range(2):
-        call = functools.partial(download_cifar10, tmp_path, md5=served.md5, size=served.size, progress=False)
-        threads.append(threading.Thread(target=lambda call=call: paths.append(call(served.urls("ok")))))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(paths) == 2 and paths[0].read_bytes() == served.raw and len(served.requests) == 1
-
-
-def test_a_search_that_finds_nothing_downloads(tmp_path, served, capsys):
-    source = {"urls": served.urls("ok"), "md5": served.md5, "size": served.size}
-    for data_root in (None, "auto"):
-        to = tmp_path / f"to-{data_root}"
-        check(load_images(data_root, default_roots=[tmp_path / "absent"], download_to=to, **source))
-        assert names_in(to) == ["cifar-10-python.tar.gz"]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:99])
-    for given in ("new", "empty"):  # a given folder is filled, too
-        check(load_images(tmp_path / given, **source))
-    assert "NOT CIFAR-10" not in capsys.readouterr().out
-
-
-def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(tmp_path, capsys):
-    source = {"urls": [closed_port()], "download_to": tmp_path / "to"}
-    for data_root in ("auto", tmp_path / "given"):
-        with pytest.raises(DataError, match="no internet"):
-            load_images(data_root, **source)
-    images = load_images(None, synthetic_train=20, synthetic_test=20, **source)
-    said = capsys.readouterr().out
-    assert images.synthetic and "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("val_size", "train_size"), [(99, None), (101, None), (20, 81), (20, 1), (20, 0), (-1, None)])
+def test_hold_out_names_the_sizes_that_do_not_fit(numbered, val_size, train_size):
+    with pytest.raises(ValueError, match=rf"val_size={val_size} and train_size={train_size}: .* 100 training images"):
+        hold_out(numbered, val_size, train_size, 0, torch.device("cpu"))
 
 
 def test_importing_needs_neither_network_nor_cuda():

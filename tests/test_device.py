@@ -74,3 +74,35 @@ def test_cpu_is_float32_unless_asked():
 def test_an_unknown_amp_is_refused(amp):
     with pytest.raises(ValueError, match=f"amp={amp!r}"):
         device.pick_compute(amp, "cpu")
+
+
+@pytest.mark.parametrize(("bf16_seconds", "precision"), [(0.5, "bf16"), (0.95, "fp32"), (2.0, "fp32")])
+def test_bf16_on_a_cpu_only_where_it_is_clearly_faster(monkeypatch, bf16_seconds, precision):
+    now, autocast = [0.0], device.Compute.autocast
+
+    def clocked(compute):
+        now[0] += bf16_seconds if compute.precision == "bf16" else 1.0
+        return autocast(compute)
+
+    monkeypatch.setattr(device.Compute, "autocast", clocked)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    assert device.pick_compute(True, "cpu", workload=(2, 5, 8)).precision == precision
+    assert device.pick_compute(False, "cpu", workload=(2, 5, 8)).precision == "fp32"
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
+    model, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+
+    def broken(module):
+        def forward(_):
+            raise RuntimeError("no compiler\nfound")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", broken)
+    cpu = device.pick_compute(False, "cpu")
+    assert device.compile_if_possible(model, x, cpu) is model
+    assert "going on without: no compiler" in capsys.readouterr().out
+    monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Sequential(module))
+    compiled = device.compile_if_possible(model, x, cpu)
+    assert compiled is not model and torch.equal(compiled(x), model(x)) and model.weight.grad is None

@@ -22,7 +22,7 @@ from helpers import data
 
 ROOT = nbload.ROOT
 CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
-TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
+TINY = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
 SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
 Q1_PARAMETERS = [
@@ -46,7 +46,7 @@ def papermill(notebook: str, out: Path, cwd: Path = ROOT, **parameters) -> subpr
     out.mkdir(parents=True, exist_ok=True)
     given = [part for name, value in (parameters | {"out_dir": str(out)}).items() for part in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(ROOT / notebook)]
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "JPY_SESSION_NAME": str(ROOT / notebook)}
+    environment = os.environ | {"TQDM_DISABLE": "1", "JPY_SESSION_NAME": str(ROOT / notebook)}
     command += [str(out / "executed.ipynb"), *given]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 

@@ -87,3 +87,26 @@ def test_a_permutation_of_patches_matters_only_through_positions(q1):
     torch.testing.assert_close(model(x), model(moved), atol=1e-5, rtol=0)
     torch.nn.init.normal_(model.pos_embed)
     assert not torch.allclose(model(x), model(moved), atol=1e-3)
+
+
+def test_initial_attention_is_near_multiples_of_the_identity(q1):
+    """Per head query' key is 0.7 (I + noise) cut to the head's rank; proj value is 0.4 (noise - I)."""
+    attn = q1.ViT(config(embed_dim=96), 10).blocks[1].attn
+    query, key, value = attn.qkv.weight.detach().split(96)
+    product = attn.proj.weight.detach() @ value
+    assert product.diagonal().mean() == pytest.approx(-0.4, abs=0.02)
+    off = product - product.diagonal().diag()
+    assert off.mean().abs() < 0.01 and off.std() == pytest.approx(0.4 / 96**0.5, rel=0.1)
+    for head in range(3):
+        rows = slice(32 * head, 32 * head + 32)
+        product = query[rows].T @ key[rows]
+        assert torch.linalg.matrix_rank(product) == 32
+        assert product.diagonal().mean() > 5 * (product - product.diagonal().diag()).mean().abs() + 0.2
+
+
+def test_initial_positions_are_alike_where_patches_are_near(q1):
+    positions = q1.ViT(config(), 10).pos_embed[0, 1:].detach().view(8, 8, 48)
+    distance = (positions[3, 3] - positions).norm(dim=-1)
+    assert distance[3, 4] < distance[3, 5] < distance[3, 7] and distance[4, 3] < distance[7, 3]
+    assert distance[3, 4] == pytest.approx(distance[4, 3])
+    assert len(positions.view(64, 48).unique(dim=0)) == 64

@@ -1,0 +1,88 @@
+"""What moves accuracy when minutes are given: q1.ipynb with one setting changed at a time, in equal training time.
+
+    python tests/sweep_q1.py --data-root DIR [--minutes 1.5] [--seed 0] [--out assets/measured] [--only NAME ...]
+
+Every run is the notebook itself under papermill, preset "quick". Each adds a row to q1_sweep.csv in --out, so that it
+can be stopped and gone on with: what is in the file already is not run again.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {
+    "quick as it is": {},
+    "patch 8 (16 tokens)": {"patch_size": 8},
+    "patch 8, stride 4 (overlapping)": {"patch_size": 8, "patch_stride": 4},
+    "[CLS] instead of mean pooling": {"pool": "cls"},
+    "depth 2": {"depth": 2},
+    "depth 8": {"depth": 8},
+    "MLP ratio 2": {"mlp_ratio": 2.0},
+    "width 256": {"embed_dim": 256, "num_heads": 8},
+    "lr times 3": {"lr": 2.4e-3},
+    "a third of lr": {"lr": 2.7e-4},
+    "batch 256": {"batch_size": 256},
+    "RandAugment and Random Erasing": {"randaug_n": 2, "erase_prob": 0.25},
+    "MixUp and CutMix": {"mixup": 0.8, "cutmix": 1.0},
+    "48 px (144 tokens)": {"img_size": 48},
+}
+FIELDS = ["variant", "test_accuracy", "best_val_accuracy", "selected_weights", "epochs", "images_per_second", "seconds"]
+FIELDS += ["parameters", "seed", "minutes", "dataset", "source", "device", "precision", "torch", "date", "changed"]
+
+
+def run(changed: dict, data_root: str, minutes: float, seed: int) -> dict:
+    """Train and test once; returns the run's summary."""
+    with tempfile.TemporaryDirectory() as out:
+        settings = {"preset": "quick", "data_root": data_root, "out_dir": out, "seed": seed, "tta": 0, "epochs": 1000}
+        settings |= {"max_minutes": minutes} | changed
+        given = [part for name, value in settings.items() for part in ("-p", name, str(value))]
+        notebook = [str(ROOT / "q1.ipynb"), str(Path(out) / "q1.ipynb")]
+        command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", *notebook, *given]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the run with {changed} failed:\n{done.stderr[-2000:]}")
+        return json.loads((Path(out) / "run_summary.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--minutes", type=float, default=1.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "measured")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "q1_sweep.csv"
+    rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    done = {(row["variant"], row["seed"], row["minutes"]) for row in rows}
+    for name in args.only:
+        if (name, str(args.seed), str(args.minutes)) in done:
+            continue
+        summary = run(VARIANTS[name], args.data_root, args.minutes, args.seed)
+        row = {key: summary[key] for key in FIELDS if key in summary}
+        row |= {
+            "variant": name,
+            "changed": json.dumps(VARIANTS[name]),
+            "minutes": args.minutes,
+            "date": str(date.today()),
+        }
+        row |= {"epochs": round(summary["epochs_run"], 2), "images_per_second": round(summary["images_per_second"])}
+        row |= {"seconds": round(summary["seconds"], 1), "torch": summary["versions"]["torch"]}
+        row |= {"dataset": summary["dataset"]["name"], "source": summary["dataset"]["source"]}
+        rows.append(row)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"{name}: {row['test_accuracy']:.2f} % after {row['epochs']} epochs in {row['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
