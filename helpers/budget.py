@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from helpers import checkpoint
+from helpers.device import Compute
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,14 @@ class Plan:
 def make_plan(
     epochs: float, warmup_epochs: float, mix_off_epochs: float, steps_per_epoch: int, affordable: int | None = None
 ) -> Plan:
-    """Plan the epochs asked for, or as many steps as are `affordable`; warmup and unmixed end shrink in proportion."""
+    """Plan the epochs asked for, or as many steps as are `affordable`; warmup and unmixed end shrink in proportion.
+
+    Warmup takes at most half of the steps, so that the learning rate always comes down again.
+    """
     full = max(1, round(epochs * steps_per_epoch))
     total = full if affordable is None else max(1, min(full, affordable))
     epoch = steps_per_epoch * total / full
-    warmup = min(round(warmup_epochs * epoch), total - 1)
+    warmup = min(round(warmup_epochs * epoch), total // 2)
     return Plan(steps_per_epoch, total, warmup, total - round(mix_off_epochs * epoch))
 
 
@@ -34,17 +43,20 @@ class Pace:
         self.step = step
         self.validation = validation
         self._mark: tuple[float, int] | None = None
+        self._paused: float | None = None
 
     def tick(self, step: int) -> None:
         """Note that `step` steps are done: the mean since the last call counts a fifth, so that one hiccup does not."""
         now = time.perf_counter()
+        if self._paused is not None:
+            self.validation, self._paused = now - self._paused, None
         if self._mark is not None and step > self._mark[1]:
             self.step += 0.2 * ((now - self._mark[0]) / (step - self._mark[1]) - self.step)
         self._mark = (now, step)
 
     def pause(self) -> None:
-        """Forget the last call: what follows it is no training."""
-        self._mark = None
+        """Note that validation and saving begin; they last until the next `tick`."""
+        self._mark, self._paused = None, time.perf_counter()
 
     def affordable(self, seconds: float, steps_per_epoch: int) -> int:
         """Training steps that fit into `seconds`, with a validation after each epoch and after a broken last one."""
@@ -53,3 +65,19 @@ class Pace:
     def seconds(self, steps: int, steps_per_epoch: int) -> float:
         """What `steps` steps and their validations will take."""
         return steps * (self.step + self.validation / steps_per_epoch)
+
+
+def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], compute: Compute, steps: int = 8) -> Pace:
+    """Time `steps` calls of `step` and one of `validate`, then put `state` (a dataclass) and all random states back."""
+    before = copy.deepcopy(checkpoint.pack(state))
+    for i in range(2 + steps):
+        if i == 2:  # by then kernels are compiled and caches warm
+            compute.synchronize()
+            start = time.perf_counter()
+        step()
+    compute.synchronize()
+    middle = time.perf_counter()
+    validate()
+    pace = Pace((middle - start) / steps, time.perf_counter() - middle)
+    checkpoint.unpack(state, before)
+    return pace

@@ -100,6 +100,10 @@ def test_plan_shrinks_in_proportion(affordable, total, warmup, mix_off):
     assert budget.make_plan(100, 10, 10, 10, affordable) == budget.Plan(10, total, warmup, mix_off)
 
 
+def test_warmup_leaves_half_of_the_steps():
+    assert budget.make_plan(1, 5, 0, 10) == budget.Plan(10, 10, 5, 10)
+
+
 def test_affordable_steps_leave_time_for_validation():
     pace = budget.Pace(step=0.5, validation=3.0)
     steps = pace.affordable(100, steps_per_epoch=20)
@@ -265,7 +269,8 @@ def test_measuring_the_pace_leaves_no_trace(q1):
     task = make_task(q1)
     state = make_state(q1, task)
     before, draws = {k: v.clone() for k, v in state.model.state_dict().items()}, torch.get_rng_state()
-    pace = q1.measure_pace(state, task, steps=2)
+    step = lambda: q1.train_step(state, *batch(q1, task), task)  # noqa: E731
+    pace = budget.measure(state, step, lambda: q1.validate(state, task), task.compute, steps=2)
     assert pace.step > 0 and pace.validation > 0
     assert all(torch.equal(v, before[k]) for k, v in state.model.state_dict().items())
     assert all(torch.equal(v, before[k]) for k, v in state.ema.module.state_dict().items())
@@ -283,14 +288,7 @@ def test_max_minutes_completes_the_cosine_in_time(q1, tmp_path, monkeypatch):
     step, validate = q1.train_step, q1.validate
     monkeypatch.setattr(q1, "train_step", lambda *args: (now.__setitem__(0, now[0] + 1.0), step(*args))[1])
 
-    def slow_validation(*args):
-        start = now[0]
-        scores = validate(*args)
-        now[0] = start + 2.0
-        args[2].validation = 2.0
-        return scores
-
-    monkeypatch.setattr(q1, "validate", slow_validation)
+    monkeypatch.setattr(q1, "validate", lambda *args: (now.__setitem__(0, now[0] + 2.0), validate(*args))[1])
     q1.train(state, task, budget.Pace(0.7, 2.0), tmp_path, tuple("abcdefghij"))  # the first guess is a third off
     assert 45 <= now[0] <= 60.5
     assert state.step == state.plan.total
