@@ -7,7 +7,7 @@ DATA   ?=
 
 BIN := .venv/bin
 # Nothing is fetched unless DATA=auto asks for it; DATA=path names a CIFAR-10 of the user's own.
-Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)",-p download False)
+Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)") $(if $(filter auto,$(DATA)),,-p download False)
 
 .PHONY: setup run test
 setup: .venv/installed

@@ -239,7 +239,7 @@ def apply_ops(
     """Apply ops (int64 [n, B], as drawn) with params (float64 [n, B]), round after round, to uint8 [B, 3, H, W]."""
     _, _, H, W = images.shape
     matrices = _warp_matrices(ops, params, H, W)
-    (fill,) = _send(images.device, torch.tensor(fill, dtype=torch.uint8).expand(3).view(1, 3, 1, 1))
+    (fill,) = _send(images.device, torch.tensor(fill, dtype=torch.uint8).expand(3).reshape(1, 3, 1, 1).contiguous())
     chunk = chunk or (CPU_CHUNK if images.device.type == "cpu" else len(images))
     parts = (images.split(chunk), *(t.split(chunk, dim=1) for t in (ops, params, matrices)))
     done = [_apply_rounds(*part, fill) for part in zip(*parts, strict=True)]

@@ -68,7 +68,10 @@ class Pace:
 
 
 def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], compute: Compute, steps: int = 8) -> Pace:
-    """Time `steps` calls of `step` and one of `validate`, then put `state` (a dataclass) and all random states back."""
+    """Time `steps` calls of `step` and one of `validate`, then put `state` (a dataclass) and all random states back.
+
+    Its `micro_batch` stays: a step that ran out of memory would do so again.
+    """
     before = copy.deepcopy(checkpoint.pack(state))
     for i in range(2 + steps):
         if i == 2:  # by then kernels are compiled and caches warm
@@ -79,5 +82,6 @@ def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], co
     middle = time.perf_counter()
     validate()
     pace = Pace((middle - start) / steps, time.perf_counter() - middle)
+    before["micro_batch"] = state.micro_batch
     checkpoint.unpack(state, before)
     return pace

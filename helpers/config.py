@@ -30,7 +30,13 @@ def make_config(
 
 
 def check_config(cfg: SimpleNamespace) -> None:
-    """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours."""
+    """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours.
+
+    Paths become text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load.
+    """
+    for name in ("data_root", "out_dir", "checkpoint"):
+        if getattr(cfg, name, None) is not None:
+            setattr(cfg, name, str(getattr(cfg, name)))
     whole = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "batch_size")
     for name in whole:
         value = getattr(cfg, name)
@@ -67,7 +73,7 @@ def check_config(cfg: SimpleNamespace) -> None:
     _require(cfg, "randaug_m", 0 <= cfg.randaug_m <= 10, "from 0 to 10")
     _require(cfg, "layer_decay", 0 < cfg.layer_decay <= 1, "above 0 and at most 1")
     _require(cfg, "tta", 0 <= cfg.tta <= 4, "a shift of 0 (off) to 4 pixels")
-    _require(cfg, "max_minutes", cfg.max_minutes is None or cfg.max_minutes > 0, "minutes above 0, or None")
+    _require(cfg, "max_minutes", cfg.max_minutes >= 0, "minutes above 0, or 0 for no limit")
     _require(cfg, "train_size", cfg.train_size is None or cfg.train_size >= 2, "at least 2 images, or None for all")
 
 

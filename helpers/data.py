@@ -76,7 +76,8 @@ def load_images(
 
     data_root=None    each of `default_roots` in order, then a download into `download_to`, then drawn shapes
     data_root="auto"  the same search, but the download must succeed
-    data_root=path    this file or folder. Where it does not exist or is empty, CIFAR-10 is downloaded into it
+    data_root=path    this file or folder, or a DataError. Only where it is `download_to` itself, and empty or not there
+                      yet, is CIFAR-10 downloaded into it: of any other path that is a typing error
     download=False    never uses the network
 
     `seed` is that of the shapes; `mirrors` as in `download_cifar10`. Raises `DataError` when a given `data_root` holds
@@ -84,8 +85,9 @@ def load_images(
     """
     auto = data_root == "auto"
     if data_root and not auto:
-        if download and _may_be_filled(Path(data_root).expanduser()):
-            data_root = download_cifar10(data_root, **mirrors)
+        root = Path(data_root).expanduser()
+        if download and root.resolve() == Path(download_to).expanduser().resolve() and _may_be_filled(root):
+            data_root = download_cifar10(root, **mirrors)
         return load_cifar10(data_root)
 
     broken: set[Location] = set()  # roots may overlap: one warning for each copy is enough

@@ -73,19 +73,20 @@ def cuda_precision(capability: tuple[int, int]) -> str:
 
 def compile_if_possible(model: torch.nn.Module, example: torch.Tensor, compute: Compute) -> torch.nn.Module:
     """`torch.compile(model)` if that takes `example` forward and back here, else the model itself, and says why."""
-    compiled = torch.compile(model)
     try:
+        compiled = torch.compile(model, dynamic=False)
         with compute.autocast():
             compiled(example).float().sum().backward()
     except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
-        print(f"torch.compile does not work here, going on without: {str(error).strip().splitlines()[0]}")
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"torch.compile does not work here, going on without: {reason}")
         compiled = model
     model.zero_grad(set_to_none=True)
     return compiled
 
 
 def faster_on_cpu(images: int, tokens: int, channels: int) -> str:
-    """`bf16` if this CPU trains a transformer layer on `[images, tokens, channels]` a tenth faster in it, else `fp32`."""
+    """`bf16` if this CPU trains a transformer layer on `[images, tokens, channels]` a tenth faster so, else `fp32`."""
     layer = torch.nn.TransformerEncoderLayer(channels, 1, 4 * channels, dropout=0.0, batch_first=True, norm_first=True)
     x = torch.randn(images, tokens, channels)
     seconds = {"fp32": [], "bf16": []}
@@ -104,6 +105,8 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
     A binary `sm_XY` runs on a GPU of the same major version X and a minor version of at least Y; PTX (`compute_XY`) is
     compiled for any later GPU (CUDA C++ Programming Guide, "Binary compatibility" and "PTX compatibility").
     """
+    if any(arch.startswith("gfx") for arch in arch_list):  # ROCm has its own names and checks
+        return
     for arch in arch_list:
         kind, digits = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", arch).groups()
         built = int(digits[:-1]), int(digits[-1])

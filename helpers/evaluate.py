@@ -1,4 +1,4 @@
-"""Predictions, and what can be read from them: accuracy per class, calibration, where attention lies."""
+"""Predictions, and what can be read from them: accuracy per class, calibration, the worst mistakes."""
 
 from __future__ import annotations
 

@@ -34,8 +34,11 @@ def finish(figure: Figure, path: Path | str, footer: str) -> Path:
     lines = textwrap.wrap(footer, int(inches[0] * 15))
     figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))
     figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary)
+    except OSError as error:  # a full disk should not cost what comes after the figure
+        print(f"warning: {path} could not be written: {error}")
     plt.show()
     plt.close(figure)
     return Path(path)
@@ -49,7 +52,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
 
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: str) -> Figure:
     """Small images uint8 `[N, H, W, 3]` in a grid, each under its title."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure, axes = new_figure(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
     for axis in np.atleast_1d(axes).flat:
         axis.axis("off")
@@ -61,16 +64,16 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: s
 
 
 def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss, validation accuracy of raw and EMA weights, and learning rate over epochs, from rows of `history.csv`."""
+    """Loss, and validation accuracy of raw and EMA weights, over epochs; from rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = new_figure(11, 4, 1, 2)
     left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
-    left.set(title="Training loss (augmented, mixed images)", xlabel="epoch", ylabel="cross-entropy (nats)")
+    left.set(title="Training loss (on augmented images)", xlabel="epoch", ylabel="cross-entropy (nats)")
     for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
         points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
         if points:
             right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    right.set(title="Accuracy on held-out training images", xlabel="epoch", ylabel="accuracy (%)")
+    right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
     if right.lines:
         right.legend(frameon=False)
     return figure
@@ -125,17 +128,17 @@ def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[st
     return figure
 
 
-def sweep_bars(rows: Sequence[dict[str, str]]) -> Figure:
-    """Test accuracy of runs with one setting changed each, from rows of `q1_sweep.csv`; the first is the baseline."""
-    baseline = float(rows[0]["test_accuracy"])
-    rows = sorted(rows, key=lambda row: float(row["test_accuracy"]))
-    figure, axis = new_figure(10, 0.36 * len(rows) + 1.3)
-    values = [float(row["test_accuracy"]) for row in rows]
-    colours = [PALETTE[2] if value > baseline else PALETTE[0] if value == baseline else PALETTE[5] for value in values]
-    bars = axis.barh([row["variant"] for row in rows], values, color=colours)
-    labels = [f"{value:.1f} %   {row['epochs']} epochs" for value, row in zip(values, rows, strict=True)]
-    axis.bar_label(bars, labels, padding=4, fontsize=9)
+def sweep_dots(rows: Sequence[dict[str, str]]) -> Figure:
+    """Validation accuracy of runs with one setting changed each, rows of `q1_sweep.csv`; the first is the baseline."""
+    baseline = float(rows[0]["best_val_accuracy"])
+    rows = sorted(rows, key=lambda row: float(row["best_val_accuracy"]))
+    figure, axis = new_figure(10, 0.34 * len(rows) + 1.3)
+    values = np.array([float(row["best_val_accuracy"]) for row in rows])
+    error = 1.96 * np.sqrt(values * (100 - values) / 5000)
+    axis.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
+    for i, (value, row) in enumerate(zip(values + error, rows, strict=True)):
+        axis.text(value + 0.4, i, f"{row['epochs']} epochs", va="center", fontsize=9, color="0.35")
     axis.axvline(baseline, color="0.3", linestyle="--", linewidth=1)
     title = f"One setting changed at a time, {rows[0]['minutes']} minutes of training each"
-    axis.set(title=title, xlabel="test accuracy (%)", xlim=(0.8 * min(values), max(values) * 1.1))
+    axis.set(title=title, xlabel="accuracy on 5,000 validation images (%), with its 95 % sampling error")
     return figure

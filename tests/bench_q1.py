@@ -269,7 +269,7 @@ def epoch(args: argparse.Namespace) -> Iterator[Contender]:
     count = args.epoch_images or (50_000 if compute.device.type == "cuda" else 1024)
     images, labels = load_images(args.data_root, count), torch.arange(count) % 10
     q1 = nbload.load("q1.ipynb")
-    measures = {"patch_size": 4, "embed_dim": 192, "depth": 9, "batch_size": 128, "compile": False, "max_minutes": None}
+    measures = {"patch_size": 4, "embed_dim": 192, "depth": 9, "batch_size": 128, "compile": False, "max_minutes": 0}
     cfg = make_config(q1.RECIPE, q1.PRESETS, "t4", measures, 0)
     threads = torch.get_num_threads()
     yield Contender("q1.ipynb", threads, notebook_epoch(q1, cfg, images, labels, compute))

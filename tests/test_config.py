@@ -1,5 +1,6 @@
 """Presets, overrides and the complaints about settings that cannot work."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_presets_hold_together(q1, preset):
 
 IMPOSSIBLE = {
     "patch_size": [5, 0], "patch_stride": [0, 9], "embed_dim": [97], "depth": [0], "pool": ["max"], "drop_path": [1.0],
-    "batch_size": [7, 0, 12.5], "epochs": [0], "lr": [-1e-3], "layer_decay": [0], "ema_decay": [1], "max_minutes": [0],
+    "batch_size": [7, 0, 12.5], "epochs": [0], "lr": [-1e-3], "layer_decay": [0], "ema_decay": [1], "max_minutes": [-1],
     "randaug_n": [-1], "randaug_m": [11], "erase_prob": [1.5], "mixup": [-0.1], "label_smoothing": [1],
     "train_size": [1], "val_size": [-1], "tta": [9],
 }  # fmt: skip
@@ -48,6 +49,13 @@ def test_what_cannot_work_is_named_with_its_value(q1, name, value):
     cfg = make_config(q1.RECIPE, q1.PRESETS, "quick", {name: value}, 0)
     with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
         check_config(cfg)
+
+
+def test_paths_become_text(q1):
+    """A checkpoint with a Path in it could not be read back with weights_only=True."""
+    cfg = make_config(q1.RECIPE, q1.PRESETS, "quick", {"data_root": Path("data"), "out_dir": Path("out")}, 0)
+    check_config(cfg)
+    assert (cfg.data_root, cfg.out_dir) == ("data", "out")
 
 
 def test_a_run_is_resumed_with_its_own_settings_only():

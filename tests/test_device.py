@@ -21,6 +21,7 @@ RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((7, 0), RECENT, False),
         ((12, 0), ["sm_120"], True),
         ((7, 5), [], False),
+        ((9, 4), ["gfx942"], True),  # ROCm
     ],
 )
 def test_kernels(capability, arch_list, runs):
@@ -93,7 +94,7 @@ def test_bf16_on_a_cpu_only_where_it_is_clearly_faster(monkeypatch, bf16_seconds
 def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
     model, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
 
-    def broken(module):
+    def broken(module, **_):
         def forward(_):
             raise RuntimeError("no compiler\nfound")
 
@@ -103,6 +104,6 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
     cpu = device.pick_compute(False, "cpu")
     assert device.compile_if_possible(model, x, cpu) is model
     assert "going on without: no compiler" in capsys.readouterr().out
-    monkeypatch.setattr(torch, "compile", lambda module: torch.nn.Sequential(module))
+    monkeypatch.setattr(torch, "compile", lambda module, **_: torch.nn.Sequential(module))
     compiled = device.compile_if_possible(model, x, cpu)
     assert compiled is not model and torch.equal(compiled(x), model(x)) and model.weight.grad is None

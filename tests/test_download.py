@@ -205,14 +205,17 @@ def test_a_search_that_finds_nothing_downloads(tmp_path, served, capsys):
         assert names_in(to) == ["cifar-10-python.tar.gz"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:99])
-    for given in ("new", "empty"):  # a given folder is filled, too
-        check(load_images(tmp_path / given, **source))
+    for given in ("new", "empty"):  # the folder for downloads, given by name, is filled, too
+        check(load_images(tmp_path / given, download_to=tmp_path / given, **source))
+    with pytest.raises(DataError, match="does not exist"):  # any other path that is not there is a mistake
+        load_images(tmp_path / "mistyped", download_to=tmp_path / "to-auto", **source)
+    assert not (tmp_path / "mistyped").exists()
     assert "NOT CIFAR-10" not in capsys.readouterr().out
 
 
 def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(tmp_path, capsys):
     source = {"urls": [closed_port()], "download_to": tmp_path / "to"}
-    for data_root in ("auto", tmp_path / "given"):
+    for data_root in ("auto", tmp_path / "to"):
         with pytest.raises(DataError, match="no internet"):
             load_images(data_root, **source)
     images = load_images(None, synthetic_train=20, synthetic_test=20, **source)
