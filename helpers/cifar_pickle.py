@@ -69,7 +69,8 @@ class _CifarUnpickler(pickle._Unpickler):
         ("numpy", "ndarray"): "ndarray",  # only ever passed to _reconstruct
         ("numpy", "dtype"): _Dtype,
         ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),  # bytes, as Python 3 writes them in protocol 2
-        ("__builtin__", "bytes"): lambda: b"",  # the empty ones; a number would ask for as much memory as it likes
+        # the empty bytes of protocol 2; with a number, `bytes` would take as much memory as that says
+        **{(builtins, "bytes"): lambda: b"" for builtins in ("builtins", "__builtin__")},
         **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
         **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
         **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
@@ -127,9 +128,8 @@ def _batch(content: dict[str, object], where: str) -> Part:
 
 def _check_meta(content: dict[str, object], where: str) -> None:
     names = content.get("label_names", CLASSES)
-    names = (
-        [_text(name) for name in names if isinstance(name, (bytes, str))] if isinstance(names, (list, tuple)) else []
-    )
+    names = names if isinstance(names, (list, tuple)) else []
+    names = [_text(name) for name in names if isinstance(name, (bytes, str))]
     if names != list(CLASSES):
         raise DataError(f"{where}: label_names is {names}, expected {list(CLASSES)}.")
 

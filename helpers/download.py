@@ -66,9 +66,11 @@ def download(
 
 
 def _is_whole(path: Path, size: int, md5: str) -> bool:
-    from torchvision.datasets.utils import check_integrity  # here, because it takes a second to import
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    from torchvision.datasets.utils import check_integrity  # takes a second to import
 
-    return path.is_file() and path.stat().st_size == size and check_integrity(path, md5)
+    return check_integrity(path, md5)
 
 
 def _reachable(urls: Sequence[str], timeout: float) -> list[str]:

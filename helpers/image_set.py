@@ -17,7 +17,7 @@ Part = tuple[np.ndarray, np.ndarray]  # one split: images uint8 [N, 3, 32, 32], 
 
 
 class DataError(ValueError):
-    """A data set is missing or broken; the message names the file and the value."""
+    """A data set is missing or broken; the message names the file or value and the next step."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1,
     assert best.keys() >= {"model", "config", "mean", "std"}
     summary = json.loads((run / "run_summary.json").read_text())
     # Nothing of the model is given: its measures come from the file. Another seed must not change what is evaluated.
-    done = papermill("q1.ipynb", tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0)
+    done = papermill("q1.ipynb", tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0, amp=False)
     assert done.returncode == 0, done.stderr[-3000:]
     again = json.loads((tmp_path / "run_summary.json").read_text())
     assert again["test_accuracy"] == pytest.approx(summary["test_accuracy"])
