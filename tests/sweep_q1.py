@@ -17,11 +17,12 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BASE = {"embed_dim": 128, "depth": 4, "pool": "mean", "val_size": 5000}  # on top of the preset "quick"
 VARIANTS = {
-    "quick as it is": {},
+    "baseline: depth 4, mean pooling": {},
     "attention weights not mimetic": {"without": "mimetic_attention(block.attn)"},  # a line that becomes `pass`
     "patch 8 (16 tokens)": {"patch_size": 8},
-    "[CLS] token instead of mean": {"pool": "cls"},
+    "[CLS] token instead of the mean": {"pool": "cls"},
     "depth 2": {"depth": 2},
     "RandAugment and Random Erasing": {"randaug_n": 2, "erase_prob": 0.25},
     "MixUp and CutMix": {"mixup": 0.8, "cutmix": 1.0},
@@ -34,7 +35,7 @@ def run(changed: dict, data_root: str, minutes: float, seed: int) -> dict:
     """Train and test once; returns the run's summary."""
     with tempfile.TemporaryDirectory() as out:
         settings = {"preset": "quick", "data_root": data_root, "out_dir": out, "seed": seed, "tta": 0}
-        settings |= {"max_minutes": minutes, "val_size": 5000} | changed
+        settings |= {"max_minutes": minutes} | BASE | changed
         source = (ROOT / "q1.ipynb").read_text()
         if line := settings.pop("without", None):
             assert source.count(f"    {line}") == 1, f"{line!r} should be one line of the notebook"
