@@ -20,12 +20,12 @@ import torch
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and takes `path`'s name.
 
-    When the block fails, or the disk is full, the temporary file is removed and `path` is as it was. The suffix is
-    kept, since savers choose the format by it.
+    When the block fails, or the disk is full, the temporary file is removed and `path` is as it was; what a killed
+    process left is overwritten by the next one. The suffix is kept, since savers choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

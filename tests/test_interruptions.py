@@ -46,9 +46,10 @@ def test_killed_three_times_and_resumed_ends_with_the_same_bits(uninterrupted, t
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-        for path in tmp_path.glob("*.pth"):
-            torch.load(path, weights_only=True)  # whole at every moment
+        for path in tmp_path.glob("[!.]*.pth"):  # those under their final names are whole at every moment
+            torch.load(path, weights_only=True)
     finish(start(tmp_path, EPOCHS))
+    assert not list(tmp_path.glob(".*"))  # what was half written when the process died has been cleared away
     for ours, theirs in zip(torch.load(tmp_path / "end.pth", weights_only=True), expected, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
