@@ -140,12 +140,19 @@ def try_save(content: dict[str, Any], path: Path | str) -> bool:
     return True
 
 
-def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
-    """Write rows that share their keys atomically; a failure is a printed warning."""
+@contextlib.contextmanager
+def dispensable_path(path: Path | str) -> Iterator[Path]:
+    """`atomic_path` for a file that a run can do without: a full disk is a printed warning."""
     try:
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        with atomic_path(path) as temporary:
+            yield temporary
     except OSError as error:
         print(f"warning: {path} could not be written: {error}")
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
+    """Write rows that share their keys atomically; a full disk is a printed warning."""
+    with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)

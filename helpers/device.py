@@ -57,7 +57,7 @@ def pick_compute(
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     chosen = torch.device(device)
     if chosen.type != "cuda":
-        name = _cpu_name() if chosen.type == "cpu" else "Apple GPU"
+        name = f"CPU, {cpu_name()}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else "Apple GPU"
         measured = amp is True and workload is not None and chosen.type == "cpu"
         return Compute(chosen, name, amp if isinstance(amp, str) else faster_on_cpu(*workload) if measured else "fp32")
     name, capability = torch.cuda.get_device_name(chosen), torch.cuda.get_device_capability(chosen)
@@ -119,8 +119,8 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system names it."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"CPU, {name}, {torch.get_num_threads()} threads"
+    return models[0] if models else platform.processor() or platform.machine()

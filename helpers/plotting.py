@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from helpers.checkpoint import atomic_path
+from helpers.checkpoint import dispensable_path
 
 # Okabe and Ito's palette (2008): told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -34,11 +34,8 @@ def finish(figure: Figure, path: Path | str, footer: str) -> Path:
     lines = textwrap.wrap(footer, int(inches[0] * 15))
     figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))
     figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary)
-    except OSError as error:  # a full disk should not cost what comes after the figure
-        print(f"warning: {path} could not be written: {error}")
+    with dispensable_path(path) as temporary:
+        figure.savefig(temporary)
     plt.show()
     plt.close(figure)
     return Path(path)

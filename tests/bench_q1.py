@@ -23,12 +23,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import numpy as np
-import PIL
-import timm
 import timm.data.auto_augment as timm_aa
 import torch
-import torchvision
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
@@ -38,11 +34,11 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import nbload
-from helpers import budget
+from helpers import budget, environment
 from helpers.augment import rand_augment, random_crop_flip, random_erasing
 from helpers.config import make_config
 from helpers.data import Split
-from helpers.device import pick_compute
+from helpers.device import cpu_name, pick_compute
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
@@ -87,17 +83,10 @@ def measure(contenders: list[Contender], repeats: int) -> list[dict]:
 
 def machine() -> list[str]:
     """What the numbers depend on, a line each."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    versions = {"torch": torch, "torchvision": torchvision, "timm": timm, "Pillow": PIL, "NumPy": np}
+    versions = environment.versions("torch", "torchvision", "timm", "pillow", "numpy")
     lines = [
-        f"{date.today()}, {cpu}, {os.cpu_count()} cores, {platform.system()}",
-        f"Python {platform.python_version()}, " + ", ".join(f"{k} {v.__version__}" for k, v in versions.items()),
+        f"{date.today()}, {cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if hasattr(os, "getloadavg"):
         lines.append(f"load average (one per busy core) after the run: {os.getloadavg()[0]:.1f}")
