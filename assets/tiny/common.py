@@ -1,0 +1,94 @@
+"""What the three trainings share: scenes as the models meet them, and a loop that can be interrupted."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from helpers.checkpoint import atomic_path  # noqa: E402
+from helpers.synthetic import Scene, make_scene  # noqa: E402
+
+
+@dataclass
+class Sample:
+    """A scene at the resolution of a model's input.
+
+    `image` is uint8 [H, W, 3], `masks` bool [N, H, W], `boxes` float32 [N, 4] (x0, y0, x1, y1) relative to the image;
+    `scene` the original, for its phrases.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    boxes: np.ndarray
+    scene: Scene
+
+
+def draw_sample(
+    rng: np.random.Generator, height: int, width: int, smallest: float, aspect: float | None = None, largest=0.55
+) -> Sample:
+    """Draw a scene and bring it to height x width pixels as a processor would: from a larger or a smaller image, and,
+    given an `aspect` (width to height of the original), stretched. `smallest` is the least diameter at that size, in
+    pixels; `largest` the greatest, as a share of the shorter side."""
+    scale = math.exp(rng.uniform(math.log(0.6), math.log(1.8)))
+    aspect = aspect or width / height
+    tall = round(scale * math.sqrt(height * width / aspect))
+    wide = round(scale * math.sqrt(height * width * aspect))
+    scene = make_scene(rng, tall, wide, min_diameter=max(8.0, smallest * scale), max_share=largest)
+    image = scene.image
+    if rng.random() < 0.15:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+    if rng.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))]
+        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+    if rng.random() < 0.2:
+        image = np.clip(image * rng.uniform(0.85, 1.1) + rng.uniform(-15, 15), 0, 255).astype(np.uint8)
+    shrink = cv2.INTER_AREA if tall * wide > height * width else cv2.INTER_LINEAR
+    image = cv2.resize(image, (width, height), interpolation=shrink)
+    masks = [cv2.resize(item.mask.astype(np.float32), (width, height), interpolation=shrink) for item in scene.objects]
+    boxes = np.array([item.box for item in scene.objects], np.float32).reshape(-1, 4)
+    masks = np.array(masks, np.float32).reshape(-1, height, width) >= 0.5
+    return Sample(image, masks, boxes / np.array([wide, tall, wide, tall], np.float32), scene)
+
+
+def run_steps(
+    state_file: Path,
+    parts: dict[str, torch.nn.Module | torch.optim.Optimizer],
+    steps: int,
+    seed: int,
+    step_once: Callable[[int, np.random.Generator], dict[str, float]],
+    every: int = 100,
+) -> None:
+    """Call `step_once(step, rng)` for each step, print the mean of what it returns, and save `parts` every `every`
+    steps; a run that was interrupted goes on from there. Each step has a generator of its own, so that the scenes are
+    the same however often the run was interrupted."""
+    first = 0
+    if state_file.is_file():
+        saved = torch.load(state_file, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        first = saved["step"]
+        print(f"going on from step {first}", flush=True)
+    sums, start, begun = {}, time.perf_counter(), first
+    for step in range(first, steps):
+        torch.manual_seed(1_000_003 * seed + step)
+        for name, value in step_once(step, np.random.default_rng((seed, step))).items():
+            sums.setdefault(name, []).append(value)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            seconds = time.perf_counter() - start
+            figures = "  ".join(f"{name} {np.nanmean(values):.4f}" for name, values in sums.items())
+            print(f"step {step + 1}/{steps}  {figures}  {seconds / (step + 1 - begun):.3f} s a step", flush=True)
+            sums = {}
+            with atomic_path(state_file) as temporary:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({"step": step + 1, **state}, temporary)
