@@ -76,6 +76,18 @@ def ensure_packages(**modules: str) -> list[str]:
     return missing
 
 
+def is_interactive(environ: dict[str, str] | None = None) -> bool:
+    """Whether widgets can be shown and somebody may use them: in Jupyter, on Colab, in Kaggle's editor, but not where
+    papermill, nbconvert or Kaggle's *Save & Run All* executes the notebook."""
+    environ = os.environ if environ is None else environ
+    if importlib.util.find_spec("ipywidgets") is None:
+        return False
+    place = where(environ)
+    if place == "kaggle":
+        return environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
+    return place == "colab" or "JPY_SESSION_NAME" in environ  # Jupyter's server sets it for its kernels
+
+
 def installed_version(package: str) -> str | None:
     """Version of an installed distribution, `None` where it is not installed."""
     try:

@@ -36,9 +36,14 @@ def finish(figure: Figure, path: Path | str, footer: str) -> Path:
     figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
     with dispensable_path(path) as temporary:
         figure.savefig(temporary)
+    show(figure)
+    return Path(path)
+
+
+def show(figure: Figure) -> None:
+    """Show a figure that is not to be kept."""
     plt.show()
     plt.close(figure)
-    return Path(path)
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -138,4 +143,72 @@ def sweep_dots(rows: Sequence[dict[str, str]]) -> Figure:
     axis.axvline(baseline, color="0.3", linestyle="--", linewidth=1)
     title = f"One setting changed at a time, {rows[0]['minutes']} minutes of training each"
     axis.set(title=title, xlabel="accuracy on 5,000 validation images (%), with its 95 % sampling error")
+    return figure
+
+
+def _fit(image: np.ndarray, longest: int = 900) -> np.ndarray:
+    """Few enough pixels for a figure: matplotlib keeps several float copies of what it shows."""
+    step = -(-max(image.shape[:2]) // longest)
+    return image[::step, ::step]
+
+
+def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Pictures uint8 `[H, W, 3]` of any sizes, up to three in a row, each under its title."""
+    columns = min(len(images), 3)
+    rows = -(-len(images) // columns)
+    width = 11 if columns > 1 else 7.5
+    tallest = max(min(image.shape[0] / image.shape[1], 1.5) for image in images)
+    figure, axes = new_figure(width, rows * (width / columns * tallest + 0.35) + 0.3, rows, columns)
+    for axis in np.atleast_1d(axes).flat:
+        axis.axis("off")
+    for axis, image, title in zip(np.atleast_1d(axes).flat, images, titles, strict=False):
+        axis.imshow(_fit(image), interpolation="antialiased")
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], threshold: float) -> Figure:
+    """CLIPSeg's map of each phrase, `[P, h, w]` in [0, 1], over the image, uint8 `[H, W, 3]`; a line where it reaches
+    the threshold. The first six phrases are shown."""
+    phrases = phrases[:6]
+    columns = min(len(phrases), 3)
+    rows = -(-len(phrases) // columns)
+    height, width = image.shape[:2]
+    figure, axes = new_figure(11, rows * (11 / columns * min(height / width, 1.5) + 0.35) + 0.6, rows, columns)
+    extent = (0, width, height, 0)
+    for axis in np.atleast_1d(axes).flat:
+        axis.axis("off")
+    for axis, phrase, values in zip(np.atleast_1d(axes).flat, phrases, heat, strict=False):
+        axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
+        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
+        if values.max() >= threshold > values.min():
+            x = (np.arange(values.shape[1]) + 0.5) * width / values.shape[1]
+            y = (np.arange(values.shape[0]) + 0.5) * height / values.shape[0]
+            axis.contour(x, y, values, [threshold], colors="white", linewidths=1)
+        axis.set_title(f"{phrase}: up to {values.max():.2f}", fontsize=10)
+    figure.colorbar(shown, ax=axes, label="probability", shrink=0.8, pad=0.01)
+    figure.suptitle(f"CLIPSeg's maps; the white line is at clipseg_thr = {threshold:g}")
+    return figure
+
+
+def threshold_curves(
+    thresholds: np.ndarray,
+    boxes: dict[str, Sequence[int]],
+    parts: dict[str, Sequence[int]],
+    box_threshold: float,
+    clipseg_thr: float,
+) -> Figure:
+    """What each threshold would keep: boxes of GroundingDINO and components of CLIPSeg, a line for each phrase."""
+    figure, axes = new_figure(11, 4, 1, 2)
+    for axis, counts, chosen, name, what in (
+        (axes[0], boxes, box_threshold, "box_threshold", "GroundingDINO's boxes"),
+        (axes[1], parts, clipseg_thr, "clipseg_thr", "CLIPSeg's components"),
+    ):
+        for i, (phrase, values) in enumerate(list(counts.items())[: len(PALETTE)]):
+            # lines that lie on one another are set apart a little
+            axis.step(thresholds, np.asarray(values) + 0.04 * i, where="post", label=phrase)
+        axis.axvline(chosen, color="0.3", linestyle="--", linewidth=1)
+        axis.set(title=f"{what} that are kept", xlabel=f"{name} (dashed: {chosen:g})", ylabel="number", xlim=(0, 1))
+        axis.set_ylim(-0.2, max(3, *(max(values) for values in counts.values())) + 0.6)
+    axes[1].legend(frameon=False, fontsize=9)
     return figure
