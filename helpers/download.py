@@ -42,8 +42,8 @@ def download(
     dest = Path(dest).expanduser()
     if _is_whole(dest, size, md5):
         return dest
-    reachable = _reachable(urls, connect_timeout)
-    if not reachable:
+    answering = reachable(urls, connect_timeout)
+    if not answering:
         hosts = ", ".join(dict.fromkeys(urlsplit(url).netloc for url in urls)) or "any host (no URL given)"
         step = "Turn it on, or give the path of a copy (on Kaggle: Add Input)."
         raise DataError(f"No connection to {hosts} within {connect_timeout:g} s: no internet? {step}")
@@ -52,7 +52,7 @@ def download(
         dest.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # several processes of one launch must not write the same .part
             if not _is_whole(dest, size, md5):
-                _fill(part, reachable, size, md5, progress)
+                _fill(part, answering, size, md5, progress)
                 part.replace(dest)
     except OSError as error:  # of the disk, which no other mirror could help: the network's are _MirrorErrors by now
         if error.errno == errno.ENOSPC:
@@ -73,7 +73,7 @@ def _is_whole(path: Path, size: int, md5: str) -> bool:
     return check_integrity(path, md5)
 
 
-def _reachable(urls: Sequence[str], timeout: float) -> list[str]:
+def reachable(urls: Sequence[str], timeout: float) -> list[str]:
     """Those of `urls` whose host, or the proxy in front of it, accepts a connection; all are asked at once."""
     accepted: set[str] = set()
 

@@ -1,0 +1,157 @@
+"""Where in an image a phrase applies, as a map: CLIPSeg (Lüddecke and Ecker, 2022, arXiv:2112.10003) of transformers.
+
+    clipseg = load_clipseg("CIDAS/clipseg-rd64-refined", pick_compute())
+    maps = clipseg.heatmaps(image, ["a red circle", "a dog"])    # uint8 [H, W, 3] -> float32 [2, 352, 352]
+
+The maps are semantic: all the dogs of an image are in one map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from helpers.device import Compute
+
+if TYPE_CHECKING:
+    from transformers import CLIPSegProcessor
+
+EXPECTED = (
+    "Expected: a folder with config.json (model_type clipseg), model.safetensors or pytorch_model.bin, "
+    "preprocessor_config.json and the tokenizer's files, or a hub id like CIDAS/clipseg-rd64-refined"
+)
+_MOST_PHRASES = 16  # decoded at once: about 15 MB each at 352 x 352
+
+
+def load_clipseg(weights: str | Path, compute: Compute, local_files_only: bool = False) -> ClipSeg:
+    """CLIPSeg on `compute`; `weights` is a folder of transformers' layout, or a hub id.
+
+    With `local_files_only` an id is taken from the hub's cache alone. Raises `FileNotFoundError` where there is no such
+    folder or id, and `ValueError` for a folder that is incomplete, broken or another model's.
+    """
+    from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+
+    folder = _locate(weights, local_files_only)
+    kind = _model_type(folder / "config.json")
+    if kind != "clipseg":
+        raise ValueError(f"{folder}: its config.json says model_type {kind!r}. {EXPECTED}.")
+    try:
+        with _quiet():
+            processor = CLIPSegProcessor.from_pretrained(folder, local_files_only=True)
+            model, report = CLIPSegForImageSegmentation.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:  # missing, truncated, not JSON, other shapes: each library has its own types
+        raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}. {EXPECTED}.") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} such tensors). {EXPECTED}.")
+    model = model.float().eval().requires_grad_(False).to(compute.device)
+    return ClipSeg(model, processor, f"CLIPSeg ({_title(folder)})", compute)
+
+
+class ClipSeg:
+    """CLIPSeg with the image's features computed once for all phrases. `name` is the model's."""
+
+    def __init__(self, model: torch.nn.Module, processor: CLIPSegProcessor, name: str, compute: Compute) -> None:
+        self.name = name
+        self._model = model
+        self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
+        self._compute = compute
+
+    @torch.inference_mode()
+    def heatmaps(self, image: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
+        """For each phrase the probability that a pixel belongs to it: float32 [P, h, w] in [0, 1] for P >= 0 phrases.
+
+        `image` is uint8 RGB [H, W, 3] of any size; h and w are the model's own (352 x 352 for the released ones), each
+        covering the whole image. What a phrase has beyond the text tower's length (77 tokens) is ignored. Raises
+        `ValueError` for any other array.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
+        config = self._model.config
+        # scaled down before it becomes float; the layout of 1 x 5000 pixels could not be told from the shape
+        pixels = self._image_processor(
+            np.require(image, requirements=["C", "W"]), input_data_format="channels_last", return_tensors="pt"
+        )["pixel_values"].to(self._compute.device)
+        patch = config.vision_config.patch_size
+        scale = (patch // 4) ** 2 if config.use_complex_transposed_convolution else patch  # of the decoder's last step
+        height, width = (side // patch * scale for side in pixels.shape[2:])
+        maps = np.empty((len(phrases), height, width), np.float32)
+        if not phrases:
+            return maps
+        limit = config.text_config.max_position_embeddings
+        with self._compute.autocast():
+            features = self._model.clip.vision_model(pixels, output_hidden_states=True, return_dict=True).hidden_states
+            for start in range(0, len(phrases), _MOST_PHRASES):
+                chunk = list(phrases[start : start + _MOST_PHRASES])
+                tokens = self._tokenizer(chunk, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+                condition = self._model.get_conditional_embeddings(
+                    len(chunk), **{key: tokens[key].to(self._compute.device) for key in ("input_ids", "attention_mask")}
+                )
+                # hidden_states[0] is what enters the first layer
+                activations = [features[layer + 1].expand(len(chunk), -1, -1) for layer in config.extract_layers]
+                logits = self._model.decoder(activations, condition).logits
+                maps[start : start + len(chunk)] = logits.float().sigmoid().cpu()
+        return maps
+
+
+def _locate(weights: str | Path, local_files_only: bool) -> Path:
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(weights)):
+        raise FileNotFoundError(f"{weights} is {'a file' if folder.exists() else 'not there'}. {EXPECTED}.")
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    # an id loads from its folder like any other: some versions of transformers ask the hub even for cached ids
+    if local_files_only:
+        cached = try_to_load_from_cache(str(weights), "config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise FileNotFoundError(f"{weights} is not in the local cache. Give the path of a copy. {EXPECTED}.")
+    try:
+        return Path(snapshot_download(str(weights), allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+    except Exception as error:  # offline, not there, disk full: each has its own type
+        message = f"{weights} could not be fetched ({_first_line(error)}). Give the path of a copy. {EXPECTED}."
+        raise FileNotFoundError(message) from error
+
+
+def _title(folder: Path) -> str:
+    """The folder's name; for one in the hub's cache, whose name is a number, the id that it was fetched by."""
+    name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+    return name.removeprefix("models--").replace("--", "/")
+
+
+def _model_type(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {_first_line(error)}. {EXPECTED}.") from error
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its progress bars and its advice."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -1,0 +1,389 @@
+"""helpers/sam2_masks.py: against the package's own predictor at full size, and everything else on a miniature."""
+
+import contextlib
+import socket
+import warnings
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import sam2
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from sam2.build_sam import build_sam2
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from helpers import sam2_masks
+from helpers.device import Compute
+from helpers.sam2_masks import build_model, load_sam2
+
+CPU = Compute(torch.device("cpu"), "CPU", "fp32")
+CONFIGS = Path(sam2.__file__).parent / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # in the package's predictor
+SIDE = 64  # of the miniature's input
+
+
+def config_of(version, letter):
+    return OmegaConf.load(CONFIGS / version / f"{version}_hiera_{letter}.yaml").model
+
+
+def shake(model, seed=0):
+    """Random weights whose masks depend on the box, which those of a fresh model hardly do."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.sam_mask_decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(0.3)
+        for embedding in model.sam_prompt_encoder.point_embeddings:
+            embedding.weight.mul_(0.1)
+    return model
+
+
+def mini_config():
+    config = config_of("sam2.1", "t")
+    config.image_size = SIDE
+    config.image_encoder.trunk.update(
+        embed_dim=16, stages=[1, 1, 2, 1], global_att_blocks=[3], window_spec=[8, 4, 4, 2]
+    )
+    config.image_encoder.neck.update(d_model=32, backbone_channel_list=[128, 64, 32, 16])
+    config.image_encoder.neck.position_encoding.num_pos_feats = 32
+    config.memory_attention.update(d_model=32, num_layers=1)
+    layer = config.memory_attention.layer
+    layer.update(d_model=32, dim_feedforward=32)
+    for attention in (layer.self_attention, layer.cross_attention):
+        attention.update(embedding_dim=32, feat_sizes=[SIDE // 16, SIDE // 16])
+    layer.cross_attention.kv_in_dim = 16
+    config.memory_encoder.out_dim = 16
+    config.memory_encoder.position_encoding.num_pos_feats = 16
+    config.memory_encoder.fuser.layer.dim = 32
+    config.memory_encoder.mask_downsampler.embed_dim = 32
+    config.memory_encoder.in_dim = 32
+    return config
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    """A folder with config.yaml and model.safetensors."""
+    folder, config = tmp_path_factory.mktemp("mini"), mini_config()
+    torch.manual_seed(0)
+    save_file(shake(instantiate(config)).state_dict(), folder / "model.safetensors")
+    OmegaConf.save({"model": config}, folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """SAM 2.1 tiny at full size with random weights, in the format of the released checkpoints."""
+    path = tmp_path_factory.mktemp("released") / "sam2.1_hiera_tiny.pt"
+    torch.manual_seed(0)
+    torch.save({"model": shake(instantiate(config_of("sam2.1", "t"))).state_dict()}, path)
+    return path
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def some_boxes(count, height, width, seed=0):
+    corners = np.sort(np.random.default_rng(seed).uniform(0, 1, (count, 2, 2)), axis=1)
+    return corners.reshape(count, 4) * [width, height, width, height]
+
+
+def test_masks_are_those_of_the_packages_predictor_at_full_size(released, monkeypatch):
+    height, width = 120, 200
+    image, boxes = picture(height, width), some_boxes(7, height, width)
+    reference = SAM2ImagePredictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", str(released), device="cpu"))
+    reference.set_image(image)
+
+    segmenter = load_sam2(released, CPU)
+    assert segmenter.name == "SAM 2.1 Hiera tiny"
+    encoder = segmenter._predictor.model.image_encoder
+    encodings = []
+    encoder.register_forward_hook(lambda *_: encodings.append(1))
+    segmenter.set_image(image)
+    for count in (0, 1, 7):
+        masks, scores = segmenter.masks(boxes[:count])
+        assert masks.shape == (count, height, width) and masks.dtype == bool
+        assert scores.shape == (count,) and scores.dtype == np.float32
+        if count:
+            expected, estimates, _ = reference.predict(box=boxes[:count], multimask_output=False)
+            np.testing.assert_array_equal(masks, expected.reshape(masks.shape).astype(bool))
+            np.testing.assert_array_equal(scores, estimates.reshape(count))
+    assert 0.02 < masks.mean() < 0.98 and all((masks[0] != mask).any() for mask in masks[1:])
+
+    monkeypatch.setattr(sam2_masks, "_MOST_BOXES", 3)  # 3 + 3 + 1
+    chunked, estimates = segmenter.masks(boxes)
+    assert (chunked != masks).mean() < 1e-3 and np.abs(estimates - scores).max() < 1e-4
+    assert len(encodings) == 1
+
+
+@pytest.mark.parametrize("letter", ["t", "s", "b+", "l"])
+@pytest.mark.parametrize("version", ["sam2", "sam2.1"])
+def test_size_and_version_are_read_from_the_tensors(version, letter, monkeypatch):
+    real = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *args, **kwargs: real(*args, **{**kwargs, "device": "cpu"}))
+    with torch.device("meta"):
+        state = instantiate(config_of(version, letter)).state_dict()
+    file, name = sam2_masks._identify(state, Path("x.pt"))
+    assert file == f"{version}/{version}_hiera_{letter}.yaml"
+    assert name.startswith("SAM 2.1 " if version == "sam2.1" else "SAM 2 ")
+
+
+def test_a_checkpoint_of_version_2_loads(tmp_path):
+    model = instantiate(config_of("sam2", "t"))
+    torch.save({"model": model.state_dict()}, tmp_path / "x.pt")
+    loaded, name = build_model(tmp_path)  # the folder that holds it will do
+    assert name == "SAM 2 Hiera tiny" and not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (1, 1), (1, 5000), (700, 3), (65, 64)])
+def test_a_model_of_ones_own_at_any_size(mini, shape):
+    image, boxes = picture(*shape), some_boxes(5, *shape)
+    segmenter = load_sam2(mini, CPU)
+    segmenter.set_image(image)
+    masks, scores = segmenter.masks(boxes)
+
+    config = OmegaConf.load(mini / "config.yaml").model
+    model = instantiate(config).eval()
+    model.load_state_dict(load_file(mini / "model.safetensors"))
+    reference = SAM2ImagePredictor(model)
+    reference._bb_feat_sizes = [(16, 16), (8, 8), (4, 4)]
+    reference.set_image(image)
+    expected, estimates, _ = reference.predict(box=boxes, multimask_output=False)
+    np.testing.assert_array_equal(masks, expected[:, 0] > 0)
+    np.testing.assert_array_equal(scores, estimates[:, 0])
+    assert segmenter.name.startswith("SAM 2, 0.") and np.isfinite(scores).all()
+
+
+def test_boxes_are_cut_at_the_border_and_may_be_flat(mini):
+    segmenter = load_sam2(mini, CPU)
+    segmenter.set_image(picture(40, 60))
+    inside, _ = segmenter.masks([[0, 0, 60, 30], [20, 10, 20, 10], [60, 40, 60, 40]])
+    beyond, scores = segmenter.masks([[-500, -3.5, 1e6, 30], [20, 10, 20, 10], [70, 50, 90, 60]])
+    np.testing.assert_array_equal(inside, beyond)
+    assert np.isfinite(scores).all()
+
+
+def test_large_images_are_decoded_in_smaller_chunks(mini, monkeypatch):
+    segmenter = load_sam2(mini, CPU)
+    segmenter.set_image(picture(50, 70))
+    boxes = some_boxes(6, 50, 70)
+    expected, _ = segmenter.masks(boxes)
+    sizes, real = [], segmenter._predictor.predict
+
+    def predict(box, **options):
+        sizes.append(len(box))
+        return real(box=box, **options)
+
+    monkeypatch.setattr(segmenter._predictor, "predict", predict)
+    for pixels, wanted in ((50 * 70 * 4, [4, 2]), (50 * 70 - 1, [1] * 6)):
+        monkeypatch.setattr(sam2_masks, "_MOST_PIXELS", pixels)
+        sizes.clear()
+        masks, _ = segmenter.masks(boxes)
+        assert sizes == wanted and (masks != expected).mean() < 1e-3
+
+
+def test_every_layout_of_the_array_gives_the_same(mini):
+    image, boxes = picture(30, 40), [[3, 4, 20, 22]]
+    segmenter = load_sam2(mini, CPU)
+    segmenter.set_image(image)
+    expected, _ = segmenter.masks(boxes)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    for same in (frozen, image[:, :, ::-1].copy()[:, :, ::-1], np.asfortranarray(image), np.repeat(image, 2, 0)[::2]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            segmenter.set_image(same)
+            np.testing.assert_array_equal(segmenter.masks(boxes)[0], expected)
+
+
+def test_half_precision_is_used_and_near(mini):
+    image, boxes = picture(40, 60), some_boxes(4, 40, 60)
+    seen, found = [], []
+    for precision in ("fp32", "bf16"):
+        segmenter = load_sam2(mini, Compute(torch.device("cpu"), "CPU", precision))
+        convolution = segmenter._predictor.model.image_encoder.neck.convs[0].conv
+        convolution.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+        segmenter.set_image(image)
+        masks, scores = segmenter.masks(boxes)
+        assert masks.dtype == bool and scores.dtype == np.float32
+        found.append(masks)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert (found[0] != found[1]).mean() < 0.1
+
+
+def test_loading_and_predicting_are_quiet(mini, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter = load_sam2(mini, CPU)
+        segmenter.set_image(picture(20, 20))
+        segmenter.masks([[1, 2, 10, 12]])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_half_precision_tensors_fill_a_single_precision_model(mini, tmp_path):
+    state = {key: value.half() for key, value in load_file(mini / "model.safetensors").items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text((mini / "config.yaml").read_text())
+    model, _ = build_model(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_the_video_predictor_is_one_override_away(mini):
+    model, _ = build_model(mini, overrides={"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"})
+    assert isinstance(model, SAM2VideoPredictor)
+    assert model.sam_mask_decoder.dynamic_multimask_via_stability
+
+
+def test_misuse_is_named(mini):
+    segmenter = load_sam2(mini, CPU)
+    with pytest.raises(RuntimeError, match="set_image"):
+        segmenter.masks([])
+    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), picture(0, 5)):
+        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
+            segmenter.set_image(image)
+    segmenter.set_image(picture(8, 8))
+    for boxes in ([1, 2, 3, 4], [[1, 2, 3]], [[0, 0, np.nan, 4]], np.zeros((2, 2, 4))):
+        with pytest.raises(ValueError, match="boxes"):
+            segmenter.masks(boxes)
+
+
+# --- files that are not what they should be ----------------------------------------------------------------------
+
+
+def fails(weights, *parts, kind=ValueError):
+    with pytest.raises(kind) as caught:
+        build_model(weights, local_files_only=True)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_a_file_that_is_no_sam2_is_named_with_what_was_expected(released, tmp_path):
+    path = tmp_path / "x.pt"
+    whole = released.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"<html>busy</html>", whole[:100]):
+        path.write_bytes(content)
+        fails(path, str(path), f"{len(content):,} bytes", "truncated", "Expected: a SAM 2")
+    for content in ({"model": {"backbone.0.body": torch.ones(1)}}, {"model": {}}):
+        torch.save(content, path)
+        fails(path, str(path), "another model's", "Expected: a SAM 2")
+    for content in ({"weights": {}}, [1, 2], {"model": [1]}, torch.ones(3)):
+        torch.save(content, path)
+        fails(path, str(path), "no tensors under 'model'", "Expected: a SAM 2")
+
+
+def test_tensors_that_do_not_fit_are_named(released, tmp_path):
+    path, state = tmp_path / "x.pt", torch.load(released, weights_only=True)["model"]
+    key = "sam_mask_decoder.iou_token.weight"
+    without = {name: value for name, value in state.items() if name != key}
+    for wrong, part in (
+        (without, f"lacks {key}"),
+        ({**state, "extra": torch.ones(1)}, "also has extra"),
+        ({**state, key: torch.ones(2, 256)}, f"{key} is [2, 256] instead of [1, 256] (1 such"),
+    ):
+        torch.save({"model": wrong}, path)
+        fails(path, str(path), part, "does not fit SAM 2.1 Hiera tiny", "Expected: a SAM 2")
+    patches = "image_encoder.trunk.patch_embed.proj.weight"
+    torch.save({"model": {**state, patches: torch.ones(100, 3, 7, 7)}}, path)
+    fails(path, str(path), "width 100 and 12 blocks", "tiny, small, base+, large")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_checkpoint_or_configuration_is_executed(mini, tmp_path):
+    trace, path = tmp_path / "executed", tmp_path / "x.pt"
+    torch.save({"model": Payload(trace)}, path)
+    fails(path, str(path), "Expected: a SAM 2")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((mini / "model.safetensors").read_bytes())
+    for place in ("", "image_encoder", "memory_encoder.fuser"):
+        config = OmegaConf.load(mini / "config.yaml")
+        node = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(trace)]}}
+        OmegaConf.update(config, f"model.{place}".rstrip("."), node, merge=False)
+        OmegaConf.save(config, folder / "config.yaml")
+        fails(folder, str(folder / "config.yaml"), "pathlib.Path", "no part of SAM 2")
+    torch.save(Payload(trace), path)
+    config = OmegaConf.load(mini / "config.yaml")
+    config.model.image_encoder.trunk.weights_path = str(path)
+    OmegaConf.save(config, folder / "config.yaml")
+    fails(folder, str(folder / "config.yaml"), f"names {path}", "no part of SAM 2")
+    (folder / "config.yaml").write_text(f"model: !!python/object/apply:pathlib.Path.touch ['{trace}']")
+    fails(folder, str(folder / "config.yaml"), "no configuration")
+    assert not trace.exists()
+
+
+def test_a_folder_that_is_no_model_is_named(mini, tmp_path):
+    fails(tmp_path, str(tmp_path), "0 files named *.pt", "Expected: a SAM 2", kind=FileNotFoundError)
+    for name in ("config.yaml", "model.safetensors"):
+        (tmp_path / name).write_bytes((mini / name).read_bytes())
+    build_model(tmp_path)
+    whole = (mini / "model.safetensors").read_bytes()
+    for content in (whole[:-9], whole[:5], b""):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        fails(tmp_path, str(tmp_path / "model.safetensors"), "truncated")
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    for text in ("model: [", "models: {}", "model: 3", "", "\udcff"):
+        (tmp_path / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+        fails(tmp_path, str(tmp_path))
+    config = mini_config()
+    config.image_encoder.trunk.stages = [1, 1, 3, 1]
+    OmegaConf.save({"model": config}, tmp_path / "config.yaml")
+    fails(tmp_path, str(tmp_path), "does not fit", "such tensors")
+
+
+# --- names and hub ids -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"the network was asked for: {args}")
+
+    with monkeypatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.setattr(socket, "create_connection", refuse)
+        yield
+
+
+def test_names_and_hub_ids_come_from_the_cache_without_a_network(released, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--facebook--sam2.1-hiera-tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (snapshot / released.name).symlink_to(released)
+    monkeypatch.chdir(tmp_path)
+    with no_network(monkeypatch):
+        for weights in ("tiny", "facebook/sam2.1-hiera-tiny"):
+            assert build_model(weights, local_files_only=True)[1] == "SAM 2.1 Hiera tiny"
+        for weights in ("base+", "facebook/sam2.1-hiera-base-plus"):
+            fails(weights, "facebook/sam2.1-hiera-base-plus/sam2.1_hiera_base_plus.pt", kind=FileNotFoundError)
+        for weights in ("huge", "facebook/sam-vit-base", "weights/none.pt"):
+            fails(weights, f"{weights}: no such file", "tiny, small, base+, large", kind=FileNotFoundError)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=r"sam2\.1_hiera_large\.pt could not be fetched \(no route\)"):
+        build_model("large")
