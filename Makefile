@@ -4,10 +4,17 @@ PYTHON ?= python3
 OUT    ?= outputs
 PRESET ?= quick
 DATA   ?=
+IMAGE  ?=
+PROMPT ?=
+MODELS ?=
 
 BIN := .venv/bin
 # Nothing is fetched unless DATA=auto asks for it; DATA=path names a CIFAR-10 of the user's own.
 Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)") $(if $(filter auto,$(DATA)),,-p download False)
+# Likewise MODELS=auto or MODELS=full; without it, models in ./weights are used, else the embedded tiny ones.
+Q2 = -r OUT_DIR "$(OUT)/q2" -r models "$(or $(MODELS),auto)" $(if $(filter auto full,$(MODELS)),,-p download False) \
+     $(if $(IMAGE),-r IMAGE_PATH "$(IMAGE)") $(if $(PROMPT),-r TEXT_PROMPT "$(PROMPT)")
+PAPERMILL = TQDM_DISABLE=1 $(BIN)/papermill --log-output --no-progress-bar --kernel python3
 
 .PHONY: setup run test
 setup: .venv/installed
@@ -22,8 +29,9 @@ setup: .venv/installed
 
 run: setup
 	mkdir -p "$(OUT)"
-	TQDM_DISABLE=1 $(BIN)/papermill --log-output --no-progress-bar --kernel python3 q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
-	@echo "executed notebook: $(OUT)/q1.ipynb, its files: $(OUT)/q1/"
+	$(PAPERMILL) q2.ipynb "$(OUT)/q2.ipynb" $(Q2)
+	$(PAPERMILL) q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
+	@echo "executed notebooks: $(OUT)/q1.ipynb and $(OUT)/q2.ipynb, their files: $(OUT)/q1/ and $(OUT)/q2/"
 
 test: setup
 	$(BIN)/ruff check .

@@ -230,8 +230,9 @@ def test_parameters_are_literals_under_their_promised_names():
         ast.literal_eval(node.value)
 
 
-def test_the_notebook_keeps_to_its_form():
-    notebook = nbformat.read(ROOT / "q1.ipynb", 4)
+@pytest.mark.parametrize("name", ["q1.ipynb", "q2.ipynb"])
+def test_a_notebook_keeps_to_its_form(name):
+    notebook = nbformat.read(ROOT / name, 4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
@@ -240,27 +241,35 @@ def test_the_notebook_keeps_to_its_form():
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
-    assert (ROOT / "q1.ipynb").stat().st_size < 4_000_000
+    assert (ROOT / name).stat().st_size < 4_000_000
 
 
-def test_the_committed_figures_are_small():
-    notebook = nbformat.read(ROOT / "q1.ipynb", 4)
+@pytest.mark.parametrize(("name", "figures"), [("q1.ipynb", len(FIGURES)), ("q2.ipynb", 6)])
+def test_the_committed_figures_are_small(name, figures):
+    notebook = nbformat.read(ROOT / name, 4)
     pictures = [
         o.data["image/png"] for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})
     ]
-    assert len(pictures) >= len(FIGURES)
+    assert len(pictures) >= figures
     assert all(len(picture) < 1_400_000 for picture in pictures)  # base64 of 1 MB
 
 
-def test_functions_of_the_notebook_take_arguments_not_globals(q1):
-    """A name that a function reads is a builtin, an import, a definition or a constant: just those are in `q1`."""
-    for cell in nbload.code_cells("q1.ipynb"):
-        for function in (node for node in ast.walk(ast.parse(cell["source"])) if isinstance(node, ast.FunctionDef)):
-            names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-            arguments = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-            own = {n.id for n in names if isinstance(n.ctx, ast.Store)} | arguments
-            read = {n.id for n in names if isinstance(n.ctx, ast.Load)} - own
-            assert not {n for n in read if n not in vars(q1) and n not in dir(builtins)}, function.name
+@pytest.mark.parametrize("name", ["q1.ipynb", "q2.ipynb"])
+def test_functions_of_a_notebook_take_arguments_not_globals(name):
+    """A name that a function reads is a builtin, an import, a definition or a constant: just those are loaded."""
+    defined = vars(nbload.load(name))
+    for cell in nbload.code_cells(name):
+        body = ast.parse(cell["source"]).body
+        methods = [node for part in body if isinstance(part, ast.ClassDef) for node in part.body]
+        for function in (node for node in body + methods if isinstance(node, ast.FunctionDef)):
+            nodes = list(ast.walk(function))
+            names = [node for node in nodes if isinstance(node, ast.Name)]
+            own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+            own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ExceptHandler)}
+            own |= {part.asname or part.name for node in nodes if isinstance(node, ast.Import) for part in node.names}
+            read = {node.id for node in names if isinstance(node.ctx, ast.Load)} - own
+            assert not {n for n in read if n not in defined and n not in dir(builtins)}, function.name
 
 
 def test_executed_figures_show_where_they_come_from(run):

@@ -1,0 +1,45 @@
+"""Train the embedded tiny models again, from a seed, on two CPU cores in about three hours:
+
+    python assets/tiny/train.py                    # all three, then the table of assets/tiny/measure.py
+    python assets/tiny/train.py sam2 --seed 1      # one of them
+
+A run that was interrupted goes on from its state in --work. Needs the packages of requirements.txt and SciPy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import measure  # noqa: E402
+import train_clipseg  # noqa: E402
+import train_groundingdino  # noqa: E402
+import train_sam2  # noqa: E402
+
+import nbload  # noqa: E402
+from helpers.device import pick_compute  # noqa: E402
+
+TRAININGS = {"groundingdino": train_groundingdino.train, "sam2": train_sam2.train, "clipseg": train_clipseg.train}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", choices=[*TRAININGS, []], help="which ones; all of them if none is named")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("outputs/tiny"), help="for states to go on from")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the folders of the models are written")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    for name in args.models or TRAININGS:
+        TRAININGS[name](args.seed, args.work, args.out / name)
+    q2 = nbload.load("q2.ipynb")
+    rows = measure.measure(q2, measure.load_tiny(q2, pick_compute(), args.out), scenes=500, seed=args.seed + 1)
+    print(measure.table(rows, "500 scenes"))
+
+
+if __name__ == "__main__":
+    main()

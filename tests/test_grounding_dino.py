@@ -1,0 +1,816 @@
+"""helpers/grounding_dino.py: both packages at full size with the same weights, against each other; every bad file."""
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from helpers.device import Compute
+from helpers.grounding_dino import (
+    PATCH_EMBED,
+    WORD_EMBED,
+    TextEncoder,
+    _build_original,
+    load,
+    load_groundingdino_py,
+    load_transformers,
+    resized_shape,
+)
+from test_prompts import write_vocabulary
+
+CPU = Compute(torch.device("cpu"), "CPU", "fp32")
+CAPTION = "cat . red dog . unicyclist on the left ."
+
+SWIN = "model.backbone.conv_encoder.model."
+# The authors' names as regular expressions -> transformers'. Applied in turn, each to what the others made of the name.
+NAMES = [
+    # Swin
+    (r"^backbone\.0\.norm(\d)\.", lambda m: f"{SWIN}hidden_states_norms.stage{int(m[1]) + 1}."),
+    (r"^backbone\.0\.patch_embed\.proj\.", SWIN + "embeddings.patch_embeddings.projection."),
+    (r"^backbone\.0\.patch_embed\.norm\.", SWIN + "embeddings.norm."),
+    (r"^backbone\.0\.layers\.", SWIN + "encoder.layers."),
+    (r"(blocks\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"(blocks\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"(blocks\.\d+)\.attn\.proj\.", r"\1.attention.output.dense."),
+    (r"(blocks\.\d+)\.attn\.", r"\1.attention.self."),
+    (r"(blocks\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"(blocks\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
+    # text and projections
+    (r"^bert\.", "model.text_backbone."),
+    (r"^feat_map\.", "model.text_projection."),
+    (r"^input_proj\.", "model.input_proj_vision."),
+    # encoder: deformable, text and fusion layers
+    (r"^transformer\.encoder\.fusion_layers\.(\d+)\.", r"model.encoder.layers.\1.fusion_layer."),
+    (r"(fusion_layer)\.gamma_v$", r"\1.vision_param"),
+    (r"(fusion_layer)\.gamma_l$", r"\1.text_param"),
+    (r"(fusion_layer\.layer_norm)_v\.", r"\1_vision."),
+    (r"(fusion_layer\.layer_norm)_l\.", r"\1_text."),
+    (r"(fusion_layer\.attn\.\w*?)v_proj\.", r"\1vision_proj."),
+    (r"(fusion_layer\.attn\.\w*?)l_proj\.", r"\1text_proj."),
+    (r"^transformer\.encoder\.text_layers\.(\d+)\.", r"model.encoder.layers.\1.text_enhancer_layer."),
+    (r"(text_enhancer_layer)\.norm1\.", r"\1.layer_norm_before."),
+    (r"(text_enhancer_layer)\.norm2\.", r"\1.layer_norm_after."),
+    (r"^transformer\.encoder\.layers\.(\d+)\.", r"model.encoder.layers.\1.deformable_layer."),
+    (r"(deformable_layer)\.norm1\.", r"\1.self_attn_layer_norm."),
+    (r"(deformable_layer)\.norm2\.", r"\1.final_layer_norm."),
+    # decoder
+    (r"^transformer\.decoder\.norm\.", "model.decoder.layer_norm."),
+    (r"^transformer\.decoder\.ref_point_head\.", "model.decoder.reference_points_head."),
+    (r"^transformer\.decoder\.", "model.decoder."),
+    (r"(decoder\.layers\.\d+)\.norm1\.", r"\1.encoder_attn_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.norm2\.", r"\1.self_attn_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.norm3\.", r"\1.final_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.catext_norm\.", r"\1.encoder_attn_text_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.ca_text\.", r"\1.encoder_attn_text."),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.", r"\1.encoder_attn."),
+    (r"(layers\.\d+(?:\.\w+_layer)?)\.linear(\d)\.", r"\1.fc\2."),
+    # the rest
+    (r"^transformer\.enc_out_bbox_embed\.", "model.encoder_output_bbox_embed."),
+    (r"^transformer\.tgt_embed\.", "model.query_position_embeddings."),
+    (r"^transformer\.", "model."),
+]
+
+
+def converted(state):
+    """The authors' tensors under the names of transformers; stacked projections become query, key and value."""
+    new = {}
+    for key, value in state.items():
+        for pattern, replacement in NAMES:
+            key = re.sub(pattern, replacement, key)
+        if stacked := re.fullmatch(r"(model\..*)\.(?:qkv\.|in_proj_)(weight|bias)", key):
+            for part, tensor in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                new[f"{stacked[1]}.{part}.{stacked[2]}"] = tensor.clone()
+        elif "relative_position_index" not in key:
+            new[key] = value
+    return new
+
+
+def randomised(model):
+    """Weights of about unit gain, also where the code starts from zeros, so that every part has a say.
+
+    Boxes change little from layer to layer: within a thousandth of the image's edge the packages differ by intent
+    (the original takes logits of at least 0.001, the port of at least 0.00001).
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.named_parameters():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if re.search(r"norm[\w.]*weight$", name.lower()):
+            tensor.data = 1 + 0.1 * noise
+        elif re.search(r"bbox_embed\S*layers\.2\.", name):
+            tensor.data = 0.01 * noise
+        elif "embeddings" in name or "tgt_embed" in name:
+            tensor.data = noise
+        elif tensor.dim() > 1:
+            tensor.data = noise / tensor[0].numel() ** 0.5
+        else:
+            tensor.data = 0.1 * noise
+    return model
+
+
+SWINS = {  # the published settings of both packages
+    "T": ("GroundingDINO_SwinT_OGC", {"window_size": 7, "embed_dim": 96, "depths": [2, 2, 6, 2], "image_size": 224}),
+    "B": ("GroundingDINO_SwinB_cfg", {"window_size": 12, "embed_dim": 128, "depths": [2, 2, 18, 2], "image_size": 384}),
+}
+
+
+def both_ways(variant, folder):
+    """One set of random weights as an authors' file and as a folder of transformers: load the one, then the other."""
+    from transformers import BertConfig, BertTokenizerFast, GroundingDinoConfig, GroundingDinoImageProcessor, SwinConfig
+
+    settings, swin = SWINS[variant]
+    write_vocabulary(folder, 30522)
+    tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
+    model = randomised(_build_original(settings, tokenizer, BertConfig()))
+    state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    del model
+    extra = {"label_enc.weight": torch.zeros(2, 3), "bert.embeddings.position_ids": torch.arange(512)[None]}
+    torch.save({"model": {f"module.{key}": value for key, value in {**state, **extra}.items()}}, folder / "swin.pth")
+
+    heads = [swin["embed_dim"] * 2**stage // 32 for stage in range(4)]
+    backbone = SwinConfig(**swin, num_heads=heads, out_indices=[2, 3, 4])
+    GroundingDinoConfig(backbone_config=backbone).save_pretrained(folder)
+    GroundingDinoImageProcessor().save_pretrained(folder)
+    shared = re.compile(r"(model\.decoder\.bbox_embed|bbox_embed\.[1-5])\.")  # left out where a name stands for another
+    tensors = {key: value.contiguous() for key, value in converted(state).items() if not shared.match(key)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    del state, tensors
+
+    for weights, large in ((folder / "swin.pth", "swin.pth"), (folder, "model.safetensors")):
+        yield small(load(weights, folder, CPU))
+        (folder / large).unlink()  # pytest keeps the folders of its last runs
+
+
+def small(detector):
+    detector.size = {"shortest_edge": 256, "longest_edge": 427}  # for speed
+    return detector
+
+
+@contextlib.contextmanager
+def network_blocked():
+    """Yields the list of attempts."""
+    attempts = []
+
+    def refuse(*args, **_):
+        attempts.append(args)
+        raise OSError("blocked by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield attempts
+
+
+@pytest.fixture(scope="module")
+def swin_t(tmp_path_factory):
+    with network_blocked() as attempts:
+        detectors = tuple(both_ways("T", tmp_path_factory.mktemp("swin_t")))
+    assert attempts == []
+    return detectors
+
+
+@pytest.fixture
+def same_ties(monkeypatch):
+    """The second network takes the first one's order of proposals, if that is right by its own scores but for rounding.
+
+    Each place in the order has its own query embedding, so the order of two equal scores would change the outcome.
+    """
+    first, topk = [], torch.topk
+
+    def replay(scores, k, dim):
+        values, order = topk(scores, k, dim=dim)
+        if not first:
+            first.append(order)
+        again = scores.gather(dim, first[0])
+        torch.testing.assert_close(again, values, atol=1e-3, rtol=0)
+        return again, first[0]
+
+    monkeypatch.setattr(torch, "topk", replay)
+    return first
+
+
+def random_image(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def predict(detector):
+    return detector._predict(detector.preprocess(random_image(256, 320)), CAPTION)
+
+
+def check_agreement(detectors, same_ties):
+    (logits, boxes), (port_logits, port_boxes) = map(predict, detectors)
+    assert len(same_ties) == 1 and same_ties[0].shape == (1, 900)
+    torch.testing.assert_close(port_logits, logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(port_boxes, boxes, atol=1e-4, rtol=0)
+    tokens = 15  # [CLS] cat . red dog . un ##ic ##yc ##list on the left . [SEP]
+    assert logits.shape == (900, 256) and logits[:, tokens:].isneginf().all()
+    # what is compared is not all the same
+    assert logits[:, :tokens].std(0).min() > 0.5 and logits[:, :tokens].std(1).median() > 0.5
+    assert boxes.std(0).min() > 0.03 and boxes.min() > 1e-3 and boxes.max() < 1 - 1e-3
+
+
+def test_swin_b_equals_the_port(tmp_path, same_ties):
+    check_agreement(both_ways("B", tmp_path), same_ties)  # one in memory at a time
+
+
+def test_swin_t_equals_the_port(swin_t, same_ties):
+    check_agreement(swin_t, same_ties)
+    assert "Swin-T" in swin_t[0].name
+
+
+def test_forward(swin_t, same_ties):
+    image = random_image(300, 200)
+    (scores, boxes), (port_scores, port_boxes) = (detector.forward(image, CAPTION) for detector in swin_t)
+    assert scores.shape == port_scores.shape == (900, 15) and boxes.shape == port_boxes.shape == (900, 4)
+    assert {x.dtype for x in (scores, boxes, port_scores, port_boxes)} == {torch.float32}
+    torch.testing.assert_close(port_scores, scores, atol=1e-3, rtol=0)
+    torch.testing.assert_close(port_boxes, boxes, atol=1e-2, rtol=0)  # pixels
+    x0, y0, x1, y1 = boxes.T
+    assert (x0 >= 0).all() and (x0 < x1).all() and (x1 <= 200).all()
+    assert (y0 >= 0).all() and (y0 < y1).all() and (y1 <= 300).all()
+    assert y1.max() > 250  # not x for y
+    assert [d.max_tokens for d in swin_t] == [256, 256]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_shapes(swin_t, shape):
+    for detector in swin_t:
+        scores, boxes = detector.forward(random_image(*shape), "cat .")
+        assert scores.isfinite().all() and boxes.isfinite().all()
+        height, width = shape
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
+
+
+def test_low_precision(swin_t):
+    bf16 = Compute(torch.device("cpu"), "CPU", "bf16")
+    for detector in swin_t:
+        detector.compute = bf16
+        try:
+            scores, boxes = detector.forward(random_image(256, 320), CAPTION)
+        finally:
+            detector.compute = CPU
+        assert scores.dtype == boxes.dtype == torch.float32
+        assert scores.isfinite().all() and boxes.isfinite().all() and scores.std() > 0.1
+
+
+def test_quiet(swin_t, capfd, recwarn):
+    for detector in swin_t:
+        detector.forward(random_image(256, 320), "cat .")
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+
+
+# --- preprocessing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (1333, 800), (300, 2000), (801, 799)])
+def test_preprocessing_is_the_authors(swin_t, monkeypatch, shape):
+    from groundingdino.datasets import transforms
+
+    steps = [
+        transforms.RandomResize([800], max_size=1333),
+        transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+    image = random_image(*shape)
+    expected, _ = transforms.Compose(steps)(Image.fromarray(image), None)
+    for detector, atol in zip(swin_t, (0, 1e-6), strict=True):  # transformers rounds floats in another order
+        monkeypatch.setattr(detector, "size", {"shortest_edge": 800, "longest_edge": 1333})
+        torch.testing.assert_close(detector.preprocess(image)[0], expected, atol=atol, rtol=0)
+
+
+def test_resized_shape_is_the_authors(monkeypatch):
+    from groundingdino.datasets import transforms
+
+    monkeypatch.setattr(transforms.F, "resize", lambda image, size: tuple(size))
+    strides, compared = [8, 16, 32, 64], 0
+    for height, width in np.random.default_rng(0).integers(1, 3000, (2000, 2)).tolist():
+        expected, _ = transforms.resize(types.SimpleNamespace(size=(width, height)), None, 800, 1333)
+        if min(expected) >= 40:  # 900 cells and more
+            size = {"shortest_edge": 800, "longest_edge": 1333}
+            assert resized_shape(height, width, size, strides, 900) == expected
+            compared += 1
+    assert compared > 1800
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1800), (3, 4000), (1, 10**6)])
+def test_resized_shape_of_a_line(shape):
+    new = resized_shape(*shape, {"shortest_edge": 800, "longest_edge": 1333}, [8, 16, 32, 64], 900)
+    assert sum(-(-new[0] // s) * -(-new[1] // s) for s in (8, 16, 32, 64)) >= 900
+    assert min(new) < 50 and max(new) <= 2 * 1333
+    assert (new[0] < new[1]) == (shape[0] < shape[1])
+
+
+def test_resized_shape_of_a_fixed_size():
+    assert resized_shape(300, 500, {"height": 96, "width": 64}, [8], 10) == (96, 64)
+    new = resized_shape(300, 500, {"height": 16, "width": 8}, [8], 10)
+    assert -(-new[0] // 8) * -(-new[1] // 8) >= 10
+
+
+def test_sixty_megapixels(tiny):
+    detector = load(tiny, None, CPU)
+    image = np.zeros((6000, 10000, 3), np.uint8)
+    image[:, 5000:] = 255
+    assert detector.preprocess(image).shape == (1, 3, 64, 106)
+    scores, boxes = detector.forward(image, "cat .")
+    assert scores.shape == (10, 4) and boxes[:, 2].max() > 1000  # pixels of the image given
+
+
+# --- the shim ---------------------------------------------------------------------------------------------------------
+
+
+def written_out_bert(state, ids, positions, may_look, layers, heads):
+    """BERT by its formulas (Devlin et al. 2019; Vaswani et al. 2017), each token looking where `may_look` allows."""
+
+    def linear(name, x):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(name, x):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-12).sqrt()
+        return x * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    table = "embeddings.{}_embeddings.weight".format
+    x = state[table("word")][ids] + state[table("position")][positions] + state[table("token_type")][0]
+    x = norm("embeddings.LayerNorm", x)  # [B, T, D]
+    for layer in range(layers):
+        block = f"encoder.layer.{layer}."
+        split = [linear(f"{block}attention.self.{part}", x).chunk(heads, -1) for part in ("query", "key", "value")]
+        mixed = []
+        for query, key, value in zip(*split, strict=True):  # each head [B, T, D / heads]
+            logits = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+            weights = torch.where(may_look, logits.exp(), 0.0)
+            mixed.append(weights / weights.sum(-1, keepdim=True) @ value)
+        x = norm(
+            f"{block}attention.output.LayerNorm", x + linear(f"{block}attention.output.dense", torch.cat(mixed, -1))
+        )
+        inner = linear(f"{block}intermediate.dense", x)
+        inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2
+        x = norm(f"{block}output.LayerNorm", x + linear(f"{block}output.dense", inner))
+    return x
+
+
+@pytest.fixture(params=["eager", "sdpa"])
+def bert(request):
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
+    config._attn_implementation = request.param
+    return randomised(BertModel(config)).eval()
+
+
+@torch.no_grad()
+def test_text_encoder_is_bert_phrase_by_phrase(bert):
+    ids = torch.tensor([[1, 10, 11, 3, 12, 13, 14, 3, 2], [1, 20, 3, 21, 22, 23, 24, 3, 2]])
+    phrases = torch.tensor([[0, 1, 1, 1, 2, 2, 2, 2, 3], [0, 1, 1, 2, 2, 2, 2, 2, 3]])
+    positions = torch.tensor([[0, 0, 1, 2, 0, 1, 2, 3, 0], [0, 0, 1, 0, 1, 2, 3, 4, 0]])
+    may_look = phrases[:, :, None] == phrases[:, None]
+    encoder = TextEncoder(bert)
+    output = encoder(ids, may_look, positions, torch.zeros_like(ids))["last_hidden_state"]
+    expected = written_out_bert(bert.state_dict(), ids, positions, may_look, layers=3, heads=4)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    everywhere = written_out_bert(bert.state_dict(), ids, positions, torch.ones_like(may_look), layers=3, heads=4)
+    assert (output - everywhere).abs().max() > 0.1  # the mask has an effect
+    assert encoder.state_dict().keys() == bert.state_dict().keys()
+    assert encoder.config.hidden_size == 24
+
+
+@pytest.mark.filterwarnings("ignore:The `device` argument:FutureWarning")
+@torch.no_grad()
+def test_text_encoder_equals_what_it_stands_in_for(bert):
+    from groundingdino.models.GroundingDINO.bertwarper import BertModelWarper
+
+    try:
+        theirs = BertModelWarper(bert)
+    except AttributeError:
+        pytest.skip("the package's own does not run under transformers 5")
+    may_look = torch.eye(6, dtype=torch.bool)[None]
+    may_look[0, 1:3, 1:3] = may_look[0, 3:5, 3:5] = True
+    inputs = {
+        "input_ids": torch.tensor([[1, 10, 3, 11, 3, 2]]),
+        "attention_mask": may_look,
+        "position_ids": torch.tensor([[0, 0, 1, 0, 1, 0]]),
+        "token_type_ids": torch.zeros(1, 6, dtype=torch.int64),
+    }
+    ours = TextEncoder(bert)(**inputs)["last_hidden_state"]
+    torch.testing.assert_close(ours, theirs(**inputs)["last_hidden_state"], atol=1e-6, rtol=0)
+
+
+def test_the_package_is_left_as_it_was(swin_t):
+    from groundingdino.models.GroundingDINO import bertwarper, groundingdino
+    from groundingdino.util import get_tokenlizer
+
+    assert groundingdino.BertModelWarper is bertwarper.BertModelWarper
+    assert groundingdino.get_tokenlizer is get_tokenlizer
+    assert isinstance(swin_t[0].model.bert, TextEncoder)
+
+
+# --- the port, any size -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory):
+    """A folder of transformers: 10 queries, 3 levels, captions of 40 tokens, images of 64 to 128 pixels."""
+    from transformers import (
+        BertConfig,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        SwinConfig,
+    )
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=4,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=BertConfig(
+            vocab_size=1040, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        num_queries=10,
+        num_feature_levels=3,
+        max_text_len=40,
+    )
+    randomised(GroundingDinoForObjectDetection(config)).save_pretrained(folder)
+    GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    write_vocabulary(folder, 1040)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def tiny(tiny_files, tmp_path):
+    """A fresh copy of the folder, to be damaged at will."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for name, content in tiny_files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_boxes_and_scores_are_those_of_transformers_processor(tiny):
+    from transformers import BertTokenizerFast, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
+    from transformers import GroundingDinoProcessor as Processor
+
+    image = random_image(64, 96)
+    scores, boxes = load(tiny, None, CPU).forward(image, CAPTION)
+
+    tokenizer = BertTokenizerFast.from_pretrained(tiny, local_files_only=True)
+    processor = Processor(GroundingDinoImageProcessor.from_pretrained(tiny, local_files_only=True), tokenizer)
+    model = GroundingDinoForObjectDetection.from_pretrained(tiny, local_files_only=True).eval()
+    inputs = processor(images=Image.fromarray(image), text=CAPTION, return_tensors="pt")
+    assert inputs["pixel_values"].shape[2:] == image.shape[:2]  # no resizing, which the processor does in its own way
+    with torch.no_grad():
+        output = model(**inputs)
+    found = processor.post_process_grounded_object_detection(
+        output, inputs["input_ids"], threshold=0.0, text_threshold=0.0, target_sizes=[image.shape[:2]]
+    )[0]
+    torch.testing.assert_close(scores.max(1).values, found["scores"], atol=1e-5, rtol=0)
+    limit = torch.tensor([96.0, 64.0, 96.0, 64.0])
+    torch.testing.assert_close(boxes, found["boxes"].clamp(min=0).minimum(limit), atol=1e-3, rtol=0)
+    assert scores.max(1).values.std() > 0.01 and boxes.std(0).min() > 1
+
+
+def test_half_precision_files_are_computed_in_float32(tiny):
+    image = random_image(64, 96)
+    tensors = load_file(tiny / "model.safetensors")
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    save_file({k: v.half() for k, v in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
+    detector = load(tiny, None, CPU)
+    assert {parameter.dtype for parameter in detector.model.parameters()} == {torch.float32}
+    scores, _ = detector.forward(image, CAPTION)
+    save_file({k: v.half().float() for k, v in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
+    expected, _ = load(tiny, None, CPU).forward(image, CAPTION)
+    assert torch.equal(scores, expected)
+
+
+def test_a_folder_with_a_pytorch_file(tiny):
+    image = random_image(64, 96)
+    expected = load(tiny, None, CPU).forward(image, CAPTION)
+    torch.save(load_file(tiny / "model.safetensors"), tiny / "pytorch_model.bin")
+    (tiny / "model.safetensors").unlink()
+    for ours, theirs in zip(load(tiny, None, CPU).forward(image, CAPTION), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_nothing_in_a_file_is_executed(tiny, tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    (tiny / "model.safetensors").unlink()
+    torch.save({"model.level_embed": Evil()}, tiny / "pytorch_model.bin")
+    for weights in (tmp_path / "evil.pth", tiny):
+        with pytest.raises(ValueError, match=str(weights)) as caught:
+            load(weights, None, CPU)
+        assert "weights_only" not in str(caught.value)  # no advice to switch it off
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_limit_of_tokens(tiny):
+    detector = load_transformers(tiny, CPU)
+    assert detector.max_tokens == 40
+    detector.forward(random_image(64, 64), "cat . " * 19)  # [CLS], 38, [SEP]
+    with pytest.raises(ValueError, match="42 tokens, more than 40"):
+        detector.forward(random_image(64, 64), "cat . " * 20)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)],
+)
+def test_bad_images(tiny, image):
+    with pytest.raises(ValueError, match=re.escape(f"{image.dtype} {list(image.shape)}, expected RGB")):
+        load(tiny, None, CPU).forward(image, "cat .")
+
+
+# --- bad files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("config.json", "config.json"),
+        ("preprocessor_config.json", "preprocessor_config.json"),
+        ("vocab.txt", "vocab.txt or tokenizer.json"),
+        ("model.safetensors", r"\*.safetensors or pytorch_model\*.bin"),
+    ],
+)
+def test_a_folder_without_a_file(tiny, gone, named):
+    (tiny / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"tiny.* holds no {named}"):
+        load(tiny, None, CPU)
+
+
+def truncated(tiny):
+    path = tiny / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def of_another_kind(tiny):
+    (tiny / "config.json").write_text('{"model_type": "clipseg"}')
+
+
+def no_json(tiny):
+    (tiny / "config.json").write_text("<html>busy</html>")
+
+
+def lacking(tiny):
+    tensors = load_file(tiny / "model.safetensors")
+    del tensors["model.level_embed"]
+    save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
+
+
+def of_another_size(tiny):
+    tensors = load_file(tiny / "model.safetensors")
+    tensors["model.level_embed"] = torch.zeros(4, 32)
+    save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
+
+
+def without_a_limit(tiny):
+    (tiny / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 64}}')
+
+
+def too_many_words(tiny):
+    write_vocabulary(tiny, 1050)
+
+
+def numbered_otherwise(tiny):
+    lines = (tiny / "vocab.txt").read_text().splitlines()
+    lines[1012], lines[1013] = lines[1013], lines[1012]
+    (tiny / "vocab.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "not GroundingDINO for transformers, or broken"),
+        (of_another_kind, "is for 'clipseg', expected 'grounding-dino'"),
+        (no_json, "not GroundingDINO for transformers, or broken"),
+        (lacking, "1 of the model's tensors are missing, or of another shape .* model.level_embed"),
+        (of_another_size, "1 of the model's tensors are missing, or of another shape .* model.level_embed"),
+        (without_a_limit, "its image size is {'shortest_edge': 64}, expected shortest_edge and longest_edge"),
+        (too_many_words, "vocabulary has 1050 tokens, and its weights know 1040"),
+        (numbered_otherwise, r"numbers .* as \[101, 102, 1013, 1029\]"),
+    ],
+)
+def test_a_broken_folder(tiny, damage, message):
+    damage(tiny)
+    with pytest.raises(ValueError, match=f"(?s)tiny.*{message}") as caught:
+        load(tiny, None, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def stand_in(channels=96, rows=1040, patch=4):
+    """The tensors that a file is recognised by, stored as one number each."""
+    number = torch.zeros(1)
+    return {PATCH_EMBED: number.expand(channels, 3, patch, patch), WORD_EMBED: number.expand(rows, 768)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>busy</html>", "truncated or not a checkpoint"),
+        (b"", "truncated or not a checkpoint"),
+        ({"state_dict": {}}, "a checkpoint without 'model'"),
+        ([1, 2], "a checkpoint without 'model'"),
+        ({"model": {"image_encoder.trunk.pos_embed": torch.zeros(3)}}, f"another model's .* no {PATCH_EMBED}"),
+        ({"model": {PATCH_EMBED: torch.zeros(96, 3, 4, 4)}}, f"another model's .* no {WORD_EMBED}"),
+        ({"model": stand_in(channels=192)}, "a Swin of 192 channels, and only 96 and 128"),
+    ],
+)
+def test_a_bad_checkpoint(tmp_path, content, message):
+    path = tmp_path / "some.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    write_vocabulary(tmp_path, 1040)
+    with pytest.raises(ValueError, match=rf"some\.pth.*{message}.*expected .*groundingdino_swint_ogc\.pth") as caught:
+        load(path, tmp_path, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def module_with(tensors):
+    """A module with parameters of these names and shapes."""
+    root = torch.nn.Module()
+    for key, value in tensors.items():
+        *path, name = key.split(".")
+        node = root
+        for part in path:
+            if part not in dict(node.named_children()):
+                node.add_module(part, torch.nn.Module())
+            node = node.get_submodule(part)
+        node.register_parameter(name, torch.nn.Parameter(torch.empty(value.shape)))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transformer.level_embed": None}, "1 tensors are missing and 0 are unknown, such as transformer.level_embed"),
+        (  # another depth of the same widths: not to be loaded in part
+            {"transformer.encoder.layers.6.norm1.weight": torch.zeros(256)},
+            "0 tensors are missing and 1 are unknown, such as transformer.encoder.layers.6.norm1.weight",
+        ),
+        ({"transformer.level_embed": torch.zeros(5, 256)}, "size mismatch for transformer.level_embed: .*5, 256"),
+    ],
+)
+def test_a_checkpoint_of_other_tensors(tmp_path, monkeypatch, change, message):
+    tensors = {**stand_in(), "transformer.level_embed": torch.zeros(4, 256)}
+    monkeypatch.setattr("helpers.grounding_dino._build_original", lambda *_: module_with(tensors))
+    state = {key: value for key, value in {**tensors, **change}.items() if value is not None}
+    torch.save({"model": state}, tmp_path / "some.pth")
+    write_vocabulary(tmp_path, 1040)
+    with pytest.raises(
+        ValueError, match=rf"some\.pth does not fit Swin-T: {message}.*groundingdino_swint_ogc"
+    ) as caught:
+        load(tmp_path / "some.pth", tmp_path, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_bert_paths(tmp_path):
+    torch.save({"model": stand_in()}, tmp_path / "some.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere: no such folder, expected one with vocab.txt or tokenizer.json"
+    ):
+        load(tmp_path / "some.pth", tmp_path / "nowhere", CPU)
+    with pytest.raises(FileNotFoundError, match=r"holds no vocab.txt or tokenizer.json"):
+        load(tmp_path / "some.pth", tmp_path, CPU)
+    write_vocabulary(tmp_path, 1050)
+    with pytest.raises(ValueError, match=r"1050 tokens, and some.pth was trained with 1040"):
+        load(tmp_path / "some.pth", tmp_path, CPU)
+
+
+@pytest.mark.parametrize("weights", ["weights/none.pth", "./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere"])
+def test_a_path_that_is_not_there(weights):
+    with pytest.raises(FileNotFoundError, match=f"{weights}: no such file or folder"):
+        load(weights, None, CPU)
+    with pytest.raises(FileNotFoundError, match="no such"):
+        load_groundingdino_py(weights, None, CPU)
+
+
+# --- no network, no surprises -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_network():
+    with network_blocked() as attempts:
+        yield attempts
+
+
+def test_no_network_with_paths(no_network, tiny, swin_t):
+    load(tiny, None, CPU).forward(random_image(64, 64), "cat .")
+    swin_t[0].forward(random_image(256, 320), "cat .")  # loaded with the network blocked, too
+    assert no_network == []
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path):
+    """An empty cache of the hub, and a function that puts a folder into it under an id."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def put(hub_id, folder):
+        repository = tmp_path / "cache" / f"models--{hub_id.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+
+    return put
+
+
+def test_a_cached_copy_needs_no_network(no_network, cached, tiny):
+    cached("somebody/tiny-dino", tiny)
+    for local_files_only in (True, False):
+        detector = load("somebody/tiny-dino", None, CPU, local_files_only)
+        assert detector.name == "GroundingDINO (somebody/tiny-dino, transformers)"
+        detector.forward(random_image(64, 64), "cat .")
+    assert no_network == []
+
+
+def test_no_network_with_local_files_only(no_network, cached, tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nobody/no-such-dino: neither a folder nor whole in the hub's cache"):
+        load("nobody/no-such-dino", None, CPU, local_files_only=True)
+    (tiny / "model.safetensors").unlink()  # a download that was cut off
+    cached("somebody/tiny-dino", tiny)
+    with pytest.raises(FileNotFoundError, match="somebody/tiny-dino: neither a folder nor whole in the hub's cache"):
+        load("somebody/tiny-dino", None, CPU, local_files_only=True)
+    torch.save({"model": stand_in()}, tmp_path / "some.pth")
+    with pytest.raises(FileNotFoundError, match="bert-base-uncased: neither a folder nor whole in the hub's cache"):
+        load(tmp_path / "some.pth", None, CPU, local_files_only=True)
+    assert no_network == []
+
+
+def test_without_internet(no_network, cached, tmp_path):
+    torch.save({"model": stand_in()}, tmp_path / "some.pth")
+    for weights, asked in (
+        ("nobody/no-such-dino", "nobody/no-such-dino"),
+        (tmp_path / "some.pth", "bert-base-uncased"),
+    ):
+        start = time.monotonic()
+        with pytest.raises(FileNotFoundError, match=rf"{asked}: .* could not be fetched \(.*internet"):
+            load(weights, None, CPU)
+        assert no_network and time.monotonic() - start < 10
+        no_network.clear()
+
+
+def test_fetched_from_the_hub(cached, tiny, monkeypatch, tmp_path):
+    """What is asked for: no pickles with the port, no weights with BERT; then loaded like a folder."""
+    import huggingface_hub
+
+    files, asked = {"somebody/tiny-dino": tiny, "bert-base-uncased": tmp_path / "bert"}, []
+
+    def snapshot_download(hub_id, local_files_only=False, allow_patterns=None):
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+        asked.append((hub_id, allow_patterns))
+        return str(files[hub_id])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, hub_id, timeout: None)
+    load("somebody/tiny-dino", None, CPU).forward(random_image(64, 64), "cat .")
+    torch.save({"model": stand_in(rows=1041)}, tmp_path / "some.pth")
+    files["bert-base-uncased"].mkdir()
+    write_vocabulary(files["bert-base-uncased"], 1040)
+    with pytest.raises(ValueError, match=r"vocabulary in bert-base-uncased has 1040 tokens, .* trained with 1041"):
+        load(tmp_path / "some.pth", None, CPU)
+    assert asked == [
+        ("somebody/tiny-dino", ["*.json", "vocab.txt", "*.safetensors"]),
+        ("bert-base-uncased", ["config.json", "vocab.txt", "tokenizer*.json"]),
+    ]
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, socket; socket.socket.connect = None; import helpers.prompts, helpers.grounding_dino, torch; "
+        "print([m for m in ('transformers', 'groundingdino', 'timm') if m in sys.modules], torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "[] False", done.stderr

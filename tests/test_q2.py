@@ -1,0 +1,274 @@
+"""The pipeline of q2.ipynb, with networks that answer what a test tells them to."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nbload
+from helpers.detections import Detection
+from helpers.device import Compute
+from helpers.outputs import decode_mask
+from helpers.prompts import Caption
+
+PIECES = {"cat": ["cat"], "red dog": ["red", "dog"], "unicycling": ["uni", "##cycl", "##ing"]}
+
+
+@pytest.fixture(scope="module")
+def q2():
+    return nbload.load("q2.ipynb")
+
+
+@pytest.fixture
+def settings(q2):
+    return q2.Settings(box_threshold=0.35, text_threshold=0.25, clipseg_thr=0.4, nms_iou=0.7, max_objects=50)
+
+
+class FakeDino:
+    """Answers with given boxes; `scores[i]` maps (phrase, token) to the score of box i."""
+
+    name, tokenizer, max_tokens = "fake", None, 256
+
+    def __init__(self, boxes, scores):
+        self.boxes, self.scores, self.captions = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), scores, []
+
+    def forward(self, image, caption):
+        self.captions.append(caption)
+        tokens = [(-1, "[CLS]")]
+        for phrase in caption.removesuffix(" .").split(" . "):
+            tokens += [(phrase, piece) for piece in PIECES.get(phrase, [phrase])] + [(phrase, ".")]
+        tokens.append((-1, "[SEP]"))
+        rows = [[given.get(token, 0.01) for token in tokens] for given in self.scores]
+        return torch.tensor(rows, dtype=torch.float32).reshape(-1, len(tokens)), self.boxes
+
+
+def passes(phrases, tokenizer, max_tokens, at_once=100):
+    """caption_passes for FakeDino's tokens, `at_once` phrases a pass."""
+    captions = []
+    for start in range(0, len(phrases), at_once):
+        group = phrases[start : start + at_once]
+        owner = [-1]
+        for i, phrase in enumerate(group):
+            owner += [i] * len(PIECES.get(phrase, [phrase])) + [-1]
+        captions.append(Caption(" . ".join(group) + " .", tuple(group), np.array([*owner, -1])))
+    return captions
+
+
+class FakeSam:
+    """The mask of a box is the box itself."""
+
+    name = "fake"
+
+    def __init__(self, score=0.9):
+        self.score, self.images, self.calls = score, 0, []
+
+    def set_image(self, image):
+        self.images += 1
+        self.shape = image.shape[:2]
+
+    def masks(self, boxes):
+        self.calls.append(len(boxes))
+        masks = np.zeros((len(boxes), *self.shape), bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+            mask[round(y0) : round(y1), round(x0) : round(x1)] = True
+        return masks, np.full(len(boxes), self.score, np.float32)
+
+
+class FakeClipSeg:
+    name = "fake"
+
+    def __init__(self, maps):
+        self.maps, self.asked = maps, []
+
+    def heatmaps(self, image, phrases):
+        self.asked.append(list(phrases))
+        return np.array([self.maps.get(phrase, np.zeros((32, 32))) for phrase in phrases], np.float32).reshape(
+            -1, 32, 32
+        )
+
+
+@pytest.fixture
+def networks(q2, monkeypatch):
+    monkeypatch.setattr(q2, "caption_passes", passes)
+
+    def make(boxes=(), scores=(), maps=None, sam_score=0.9):
+        compute = Compute(torch.device("cpu"), "", "fp32")
+        return q2.Models(FakeDino(list(boxes), list(scores)), FakeSam(sam_score), FakeClipSeg(maps or {}), compute)
+
+    return make
+
+
+IMAGE = np.zeros((64, 96, 3), np.uint8)
+
+
+def blob(x0, y0, x1, y1, value):
+    """A map of 32 x 32 with a rectangle."""
+    heat = np.zeros((32, 32), np.float32)
+    heat[y0:y1, x0:x1] = value
+    return heat
+
+
+# --- Labels ---
+
+
+def test_a_box_that_fits_two_phrases_gets_the_one_with_its_best_token_and_not_both(networks, settings, q2):
+    scores = [{("cat", "cat"): 0.6, ("red dog", "dog"): 0.7, ("red dog", "red"): 0.5}]
+    found = q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat", "red dog"], settings)
+    assert [(d.label, round(d.score, 4), d.source) for d in found] == [("red dog", 0.7, "groundingdino")]
+
+
+def test_a_box_that_fits_a_piece_of_a_word_gets_the_whole_phrase(networks, settings, q2):
+    scores = [{("unicycling", "##ing"): 0.5}]
+    found = q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat", "unicycling"], settings)
+    assert [d.label for d in found] == ["unicycling"]
+
+
+def test_separators_and_special_tokens_give_no_label(networks, settings, q2):
+    scores = [{("cat", "."): 0.99, (-1, "[CLS]"): 0.99, ("cat", "cat"): 0.1}]
+    assert q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat"], settings) == []
+
+
+@pytest.mark.parametrize(("box", "text", "kept"), [(0.35, 0.25, 2), (0.55, 0.25, 1), (0.35, 0.75, 0), (0.0, 0.0, 3)])
+def test_both_thresholds_bound_the_best_token(networks, settings, q2, box, text, kept):
+    boxes = [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]
+    scores = [{("cat", "cat"): value} for value in (0.6, 0.4, 0.2)]
+    settings = replace(settings, box_threshold=box, text_threshold=text)
+    assert len(q2.detect(networks(boxes, scores).dino, IMAGE, ["cat"], settings)) == kept
+
+
+# --- Suppression, passes, order ---
+
+
+def test_duplicates_are_suppressed_within_a_phrase_only_and_the_surest_come_first(networks, settings, q2):
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]]
+    scores = [{("cat", "cat"): 0.5}, {("cat", "cat"): 0.6}, {("red dog", "dog"): 0.4}, {("cat", "cat"): 0.9}]
+    found = q2.detect(networks(boxes, scores).dino, IMAGE, ["cat", "red dog"], settings)
+    boxes = [(d.label, d.box) for d in found]
+    assert boxes == [
+        ("cat", (50, 50, 60, 60)),
+        ("cat", (0, 0, 10, 9)),
+        ("red dog", (0, 0, 10, 10)),
+    ]
+
+
+def test_results_of_several_passes_are_joined(networks, settings, q2, monkeypatch):
+    monkeypatch.setattr(q2, "caption_passes", lambda *args: passes(*args, at_once=1))
+    dino = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6, ("red dog", "red"): 0.5}]).dino
+    assert [d.label for d in q2.detect(dino, IMAGE, ["cat", "red dog"], settings)] == ["cat", "red dog"]
+    assert dino.captions == ["cat .", "red dog ."]
+
+
+def test_nothing_found_is_an_empty_list(networks, settings, q2):
+    detections, seconds = q2.segment(networks(), IMAGE, ["cat"], settings)
+    assert detections == [] and all(value >= 0 for value in seconds.values())
+
+
+def test_max_objects_keeps_the_surest_before_masks_are_made(networks, settings, q2):
+    boxes = [[10 * i, 0, 10 * i + 9, 9] for i in range(6)]
+    given = networks(boxes, [{("cat", "cat"): 0.4 + 0.1 * i} for i in range(6)])
+    detections, _ = q2.segment(given, IMAGE, ["cat"], replace(settings, max_objects=2))
+    assert [round(d.score, 2) for d in detections] == [0.9, 0.8] and given.sam2.calls == [2]
+
+
+def test_settings_refuse_what_is_no_share(q2):
+    with pytest.raises(ValueError, match=r"nms_iou=1\.5"):
+        q2.Settings(0.3, 0.25, 0.4, 1.5, 50)
+    with pytest.raises(ValueError, match="max_objects=0"):
+        q2.Settings(0.3, 0.25, 0.4, 0.7, 0)
+
+
+# --- CLIPSeg's part ---
+
+
+def test_clipseg_answers_for_the_phrases_without_a_box_and_for_no_others(networks, settings, q2):
+    given = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6}], {"red dog": blob(8, 8, 16, 24, 0.9)})
+    detections, _ = q2.segment(given, IMAGE, ["cat", "red dog"], settings)
+    assert given.clipseg.asked == [["red dog"]] and given.sam2.images == 1
+    assert [(d.label, d.source) for d in detections] == [("cat", "groundingdino"), ("red dog", "clipseg")]
+    # the rectangle of 8 x 16 cells in a map of 32 x 32, in an image of 96 x 64; the edge is interpolated
+    assert detections[1].box == pytest.approx((24, 16, 48, 48), abs=1.5)
+
+
+def test_clipseg_is_not_asked_when_every_phrase_has_a_box(networks, settings, q2):
+    given = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6}])
+    _, seconds = q2.segment(given, IMAGE, ["cat"], settings)
+    assert given.clipseg.asked == [] and "clipseg" not in seconds
+
+
+def test_what_has_a_name_already_gets_no_second_one_from_clipseg(networks, settings, q2):
+    same = blob(0, 0, 16, 32, 0.9)  # the left half of the image, as the detector's box
+    given = networks([[0, 0, 48, 64]], [{("cat", "cat"): 0.6}], {"red dog": same})
+    detections, _ = q2.segment(given, IMAGE, ["cat", "red dog"], settings)
+    assert [d.label for d in detections] == ["cat"]
+    # nor a third one, where two phrases get the same part of CLIPSeg's maps: the higher peak decides
+    given = networks(maps={"cat": 0.8 * same, "red dog": same})
+    detections, _ = q2.segment(given, IMAGE, ["cat", "red dog"], settings)
+    assert [d.label for d in detections] == ["red dog"]
+
+
+def test_components_are_apart_and_faint_or_tiny_ones_are_dropped(q2):
+    heat = blob(2, 2, 10, 10, 0.9) + blob(20, 20, 30, 30, 0.7) + blob(20, 2, 30, 10, 0.5)
+    heat[31, 0] = 0.5  # below the peak asked for
+    parts = q2.components(heat, 0.4, 320, 320)
+    assert sorted(round(peak, 2) for peak, *_ in parts) == [0.7, 0.9]
+    for peak, box, mask in parts:
+        expected = (20, 20, 100, 100) if peak > 0.8 else (200, 200, 300, 300)
+        assert box == pytest.approx(expected, abs=10) and mask.dtype == bool
+    assert q2.components(np.zeros((32, 32), np.float32), 0.4, 320, 320) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (37, 91)])
+def test_components_of_odd_images_lie_within_them(q2, height, width):
+    ((_, box, _),) = q2.components(np.ones((32, 32), np.float32), 0.4, height, width)
+    assert box == pytest.approx((0, 0, width, height))
+
+
+def test_where_sam_rejects_a_box_clipsegs_own_mask_stays(networks, q2):
+    maps = {"cat": blob(0, 0, 16, 32, 0.9)}
+    refused, accepted = networks(maps=maps, sam_score=0.2), networks(maps=maps, sam_score=0.8)
+    for given in (refused, accepted):
+        given.sam2.set_image(IMAGE)
+    given = refused.sam2
+    given.masks = lambda boxes: (np.zeros((len(boxes), 64, 96), bool), np.full(len(boxes), 0.2, np.float32))
+    (own,) = q2.fall_back(refused, IMAGE, ["cat"], 0.4)
+    (theirs,) = q2.fall_back(accepted, IMAGE, ["cat"], 0.4)
+    left_half = np.zeros((64, 96), bool)
+    left_half[:, :48] = True
+    for detection in (own, theirs):
+        assert np.mean(detection.mask == left_half) > 0.95 and detection.mask.shape == (64, 96)
+    assert own.mask_score == pytest.approx(0.2)  # SAM's estimate stays SAM's
+
+
+# --- Files ---
+
+
+def test_a_folder_with_a_bad_file_is_done_but_for_that_file(networks, settings, q2, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(IMAGE).save(good)
+    bad.write_text("no image")
+    given = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6}])
+    rows = q2.segment_files(given, [bad, good], ["cat"], settings, tmp_path / "out")
+    assert "bad.png" in rows[0]["skipped"] and rows[0]["objects"] is None
+    assert rows[1] | {"seconds": 0} == {"image": str(good), "objects": 1, "labels": "cat", "seconds": 0, "skipped": ""}
+    record = json.loads((tmp_path / "out" / "good" / "detections.json").read_text())
+    assert set(record) == {"image", "prompt", "models", "seconds", "detections"}
+    (entry,) = record["detections"]
+    assert decode_mask(entry["mask"]).sum() == 81 and entry["label"] == "cat" and entry["source"] == "groundingdino"
+    assert not (tmp_path / "out" / "bad").exists()
+
+
+def test_masks_belong_to_their_boxes(q2):
+    sam = FakeSam()
+    sam.set_image(IMAGE)
+    detections = [
+        Detection("cat", 0.5, (0.0, 0.0, 4.0, 5.0), "groundingdino"),
+        Detection("cat", 0.4, (9.0, 9.0, 12.0, 11.0), "clipseg"),
+    ]
+    masked = q2.add_masks(sam, detections)
+    assert [d.mask.sum() for d in masked] == [20, 6] and [d.label for d in masked] == ["cat", "cat"]
+    assert q2.add_masks(sam, []) == []
+    assert SimpleNamespace(**vars(detections[0])).mask is None  # what was given is not changed

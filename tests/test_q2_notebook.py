@@ -1,0 +1,158 @@
+"""q2.ipynb as a user runs it: with the embedded tiny models, on the CPU, without a network."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+import nbload
+from helpers.examples import draw_examples
+from helpers.outputs import decode_mask
+from helpers.prompts import parse_phrases
+from helpers.synthetic import make_scene
+
+ROOT = nbload.ROOT
+# fmt: off
+PARAMETERS = [
+    "IMAGE_PATH", "TEXT_PROMPT", "OUT_DIR", "box_threshold", "text_threshold", "clipseg_thr", "nms_iou", "max_objects",
+    "models", "dino_weights", "sam2_weights", "clipseg_weights", "bert_path", "download", "seed",
+]
+# fmt: on
+# Whoever imports this at start-up cannot reach any network; unix sockets and this machine itself (the kernel's own
+# channels) still work.
+NO_NETWORK = """
+import socket
+real = socket.socket.connect
+def connect(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise AssertionError(f"network used: {address}")
+    return real(self, address)
+socket.socket.connect = connect
+def resolve(host, *args, **kwargs):
+    if host not in (None, "", "127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        raise AssertionError(f"network used: {host}")
+    return original(host, *args, **kwargs)
+original, socket.getaddrinfo = socket.getaddrinfo, resolve
+"""
+
+
+def execute(out: Path, cwd: Path = ROOT, **parameters) -> subprocess.CompletedProcess:
+    """Run q2 with papermill in a process of its own, its kernel cut off from every network."""
+    out.mkdir(parents=True, exist_ok=True)
+    guard = out / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(NO_NETWORK)
+    given = [part for name, value in (parameters | {"OUT_DIR": out}).items() for part in ("-p", name, str(value))]
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "JPY_SESSION_NAME")}
+    environment |= {"TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join([str(guard), str(ROOT)])}
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(ROOT / "q2.ipynb")]
+    command += [str(out / "executed.ipynb"), *given]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def printed(out: Path) -> str:
+    cells = nbformat.read(out / "executed.ipynb", 4).cells
+    outputs = [o for cell in cells if cell.cell_type == "code" for o in cell.outputs]
+    return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("q2") / "out"
+    done = execute(out, cwd=tmp_path_factory.mktemp("elsewhere"), models="tiny")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def check_outputs(folder: Path, prompt: set[str]) -> dict:
+    """The four files agree with one another and with the contract; returns the record."""
+    record = json.loads((folder / "detections.json").read_text())
+    assert record.keys() == {"image", "prompt", "models", "seconds", "detections"}
+    size = record["image"]["height"], record["image"]["width"]
+    instances, union = np.asarray(Image.open(folder / "instances.png")), np.asarray(Image.open(folder / "mask.png"))
+    assert instances.dtype == np.uint16 and union.dtype == np.uint8 and instances.shape == union.shape == size
+    assert np.asarray(Image.open(folder / "overlay.png")).shape == (*size, 3)
+    everything = np.zeros(size, bool)
+    for number, entry in enumerate(record["detections"], 1):
+        assert entry.keys() == {"id", "label", "score", "box", "mask", "mask_score", "source"}
+        assert entry["id"] == number and entry["label"] in prompt and entry["source"] in ("groundingdino", "clipseg")
+        x0, y0, x1, y1 = entry["box"]
+        assert 0 <= x0 <= x1 <= size[1] and 0 <= y0 <= y1 <= size[0]
+        mask = decode_mask(entry["mask"])
+        assert mask.shape == size and not (mask[instances == number] == 0).any()
+        everything |= mask
+    assert np.array_equal(union, np.where(everything, 255, 0)) and np.array_equal(instances > 0, everything)
+    return record
+
+
+def test_q2_finds_objects_and_writes_what_it_promises(run):
+    _, prompt = draw_examples(run / "again", 0)
+    record = check_outputs(run, set(parse_phrases(prompt)))
+    assert record["detections"] and record["models"].keys() == {"groundingdino", "sam2", "clipseg"}
+    assert all(seconds >= 0 for seconds in record["seconds"].values())
+
+
+def test_q2_says_loudly_that_the_models_are_tiny(run):
+    assert "TINY STAND-INS" in printed(run)
+
+
+def test_q2_does_the_whole_folder(run):
+    with (run / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and all(not row["skipped"] for row in rows)
+    for row in rows:
+        folder = run / Path(row["image"]).stem
+        assert int(row["objects"]) == len(json.loads((folder / "detections.json").read_text())["detections"])
+
+
+@pytest.mark.parametrize("name", ["boxes", "masks", "clipseg", "result", "thresholds", "folder"])
+def test_q2_figures_are_pictures_with_something_on_them(run, name):
+    pixels = np.asarray(Image.open(run / f"{name}.png").convert("L"))
+    assert min(pixels.shape) > 100 and pixels.std() > 5 and (run / f"{name}.png").stat().st_size < 1_000_000
+
+
+def test_q2_leaves_out_the_widgets_where_nobody_can_use_them(run):
+    assert "nobody is watching" in printed(run)
+
+
+def test_q2_on_a_folder_of_ones_own_with_a_bad_file_and_a_prompt_that_finds_nothing(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(make_scene(5, 120, 200).image).save(photos / "a.png")
+    Image.fromarray(np.full((40, 30, 3), 120, np.uint8)).save(photos / "b.jpg")
+    (photos / "c.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    # letters that the detector's vocabulary lacks: left to CLIPSeg alone, with a word to the user
+    done = execute(tmp_path / "out", models="tiny", IMAGE_PATH=photos, TEXT_PROMPT="犬 . RED CIRCLE..", clipseg_thr=1.0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = printed(tmp_path / "out")
+    assert "犬" in text and "c.jpg" in text
+    record = check_outputs(tmp_path / "out" / "b", {"red circle", "犬"})
+    assert record["detections"] == [] and record["prompt"] == "犬. red circle"
+    with (tmp_path / "out" / "summary.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["skipped"]) for row in rows] == [False, False, True]
+
+
+def test_q2_refuses_a_broken_model_and_names_its_file(tmp_path):
+    """A given path never falls back to anything, whatever else would do."""
+    broken, tiny = tmp_path / "sam2.1_hiera_tiny.pt", ROOT / "assets" / "tiny"
+    broken.write_bytes(b"PK\x03\x04 not all of it")
+    given = {"dino_weights": tiny / "groundingdino", "clipseg_weights": tiny / "clipseg", "sam2_weights": broken}
+    done = execute(tmp_path / "out", download=False, **given)
+    assert done.returncode != 0 and "sam2.1_hiera_tiny.pt (21 bytes) is truncated" in done.stderr
+
+
+def test_q2_has_the_parameters_of_its_contract_as_literals():
+    (cell,) = (c for c in nbload.code_cells("q2.ipynb") if "parameters" in c["metadata"].get("tags", ()))
+    namespace = {}
+    exec(cell["source"], namespace)
+    assert [name for name in namespace if name != "__builtins__"] == PARAMETERS
+    expected = {"box_threshold": 0.35, "text_threshold": 0.25, "clipseg_thr": 0.4, "nms_iou": 0.7, "models": "auto"}
+    assert expected.items() <= namespace.items() and namespace["download"] is True
