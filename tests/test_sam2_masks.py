@@ -138,6 +138,7 @@ def test_a_checkpoint_of_version_2_loads(tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "x.pt")
     loaded, name = build_model(tmp_path)  # the folder that holds it will do
     assert name == "SAM 2 Hiera tiny" and not loaded.training
+    assert loaded.sam_mask_decoder.dynamic_multimask_via_stability  # as sam2's own builders set it
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
@@ -238,7 +239,7 @@ def test_half_precision_tensors_fill_a_single_precision_model(mini, tmp_path):
 def test_the_video_predictor_is_one_override_away(mini):
     model, _ = build_model(mini, overrides={"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"})
     assert isinstance(model, SAM2VideoPredictor)
-    assert model.sam_mask_decoder.dynamic_multimask_via_stability
+    assert not model.sam_mask_decoder.dynamic_multimask_via_stability  # as its configuration says
 
 
 def test_misuse_is_named(mini):

@@ -23,7 +23,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 from helpers.checkpoint import atomic_path
 from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 
-STAGES = ((96, 2400), (128, 800), (192, 260))  # pixels and steps: what is learned on few patches serves on many
+STAGES = ((96, 8750), (128, 200), (192, 80))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's
 PATCH = 8
 SCENES = 12  # a step; all phrases of a scene share one pass of the vision tower
@@ -197,7 +197,9 @@ def _step(step, rng, model, probe, tokenizer, optimizer):
     size, learning_rate = _stage(step)
     images, owner, texts, targets, weights, kinds = [], [], [], [], [], []
     for i in range(SCENES):
-        sample = draw_sample(rng, size, size, SMALLEST, aspect=2 ** rng.uniform(-1, 1))
+        sample = draw_sample(
+            rng, size, size, 14 if step < 6000 else 9 if size == 96 else SMALLEST, aspect=2 ** rng.uniform(-1, 1)
+        )
         images.append(sample.image)
         for text, named in _draw_phrases(rng, sample.scene):
             owner.append(i)
@@ -210,7 +212,8 @@ def _step(step, rng, model, probe, tokenizer, optimizer):
             for kind, names in (("shape", list(SCENE_SHAPES)), ("colour", list(COLOURS)))
         )
         labels = _patch_labels(sample)  # -2 and -1 are the last two of these lists
-        kinds.append(np.stack([shapes[labels], colours[labels]]))
+        counts = np.bincount(labels + 2, minlength=2)
+        kinds.append(np.stack([shapes[labels], colours[labels], (labels != -2) / counts[labels + 2]]))
     pixels = _pixels(images)
     target = torch.from_numpy(np.stack(targets)).float()
     owner, kinds = torch.tensor(owner), torch.from_numpy(np.stack(kinds))
@@ -223,12 +226,17 @@ def _step(step, rng, model, probe, tokenizer, optimizer):
     chance, wanted = logits[present].sigmoid().flatten(1), target[present].flatten(1)
     dice = (1 - 2 * (chance * wanted).sum(1) / (chance.sum(1) + wanted.sum(1))).mean()
     shape, colour = probe(last[:, 1:]).split((len(SCENE_SHAPES) + 1, len(COLOURS) + 1), -1)
-    named = sum(F.cross_entropy(part.flatten(0, 1), kinds[:, k].flatten()) for k, part in enumerate((shape, colour)))
+    share = kinds[:, 2].flatten().float()  # every object counts alike, and so does all of the background
+    named = sum(
+        (F.cross_entropy(part.flatten(0, 1), kinds[:, k].flatten().long(), reduction="none") * share).sum()
+        / share.sum()
+        for k, part in enumerate((shape, colour))
+    )
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
-    (2 * cross_entropy + 0.5 * dice + 0.5 * named).backward()
+    (2 * cross_entropy + 0.5 * dice + 2 * named).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 

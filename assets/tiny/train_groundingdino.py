@@ -30,7 +30,7 @@ from transformers import (
 
 from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, Phrase, make_phrases
 
-STEPS = 11800
+STEPS = 10750
 PIXELS_A_STEP = 16 * 128 * 128
 SHORTEST, LONGEST = 256, 512  # what the processor brings an image to, in pixels
 SMALLEST = 8.0  # diameter of an object at that size; what is smaller hardly shows its shape
