@@ -294,5 +294,5 @@ def test_folders_and_cached_ids_load_without_a_network(mini, tmp_path, monkeypat
         expected = load_clipseg(mini, CPU).heatmaps(image, ["a"])
         model = load_clipseg("CIDAS/clipseg-rd64-refined", CPU, local_files_only=True)
         np.testing.assert_array_equal(model.heatmaps(image, ["a"]), expected)
-        assert model.name == "CLIPSeg CIDAS/clipseg-rd64-refined"
+        assert model.name == "CLIPSeg (CIDAS/clipseg-rd64-refined)"
         fails("CIDAS/clipseg-rd16", "CIDAS/clipseg-rd16 is not in the local cache", kind=FileNotFoundError)
