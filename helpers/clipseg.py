@@ -8,10 +8,9 @@ The maps are semantic: all the dogs of an image are in one map.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from helpers.device import Compute
+from helpers.hub import first_line, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import CLIPSegProcessor
@@ -43,13 +43,13 @@ def load_clipseg(weights: str | Path, compute: Compute, local_files_only: bool =
     if kind != "clipseg":
         raise ValueError(f"{folder}: its config.json says model_type {kind!r}. {EXPECTED}.")
     try:
-        with _quiet():
+        with quiet_transformers():
             processor = CLIPSegProcessor.from_pretrained(folder, local_files_only=True)
             model, report = CLIPSegForImageSegmentation.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # missing, truncated, not JSON, other shapes: each library has its own types
-        raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{folder} cannot be loaded: {first_line(error)}. {EXPECTED}.") from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} such tensors). {EXPECTED}.")
     model = model.float().eval().requires_grad_(False).to(compute.device)
@@ -119,7 +119,7 @@ def _locate(weights: str | Path, local_files_only: bool) -> Path:
     try:
         return Path(snapshot_download(str(weights), allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
     except Exception as error:  # offline, not there, disk full: each has its own type
-        message = f"{weights} could not be fetched ({_first_line(error)}). Give the path of a copy. {EXPECTED}."
+        message = f"{weights} could not be fetched ({first_line(error)}). Give the path of a copy. {EXPECTED}."
         raise FileNotFoundError(message) from error
 
 
@@ -133,25 +133,5 @@ def _model_type(path: Path) -> str | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}. {EXPECTED}.") from error
     return content.get("model_type") if isinstance(content, dict) else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its progress bars and its advice."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -26,6 +26,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from helpers.checkpoint import load_checkpoint
 from helpers.device import Compute
+from helpers.hub import quiet_transformers
 
 # Channels of the first Swin stage -> the package's module of settings, and the name of the variant.
 VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_SwinB_cfg", "Swin-B")}
@@ -345,7 +346,7 @@ def load_transformers(weights: Path | str, compute: Compute, local_files_only: b
             raise ValueError(f"its config.json is for {config.model_type!r}, expected 'grounding-dino'")
         tokenizer = BertTokenizerFast.from_pretrained(folder, **here)
         image_processor = GroundingDinoImageProcessor.from_pretrained(folder, **here)
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = GroundingDinoForObjectDetection.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -387,22 +388,6 @@ def load_transformers(weights: Path | str, compute: Compute, local_files_only: b
         num_queries=config.num_queries,
         compute=compute,
     )
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Leave out transformers' report on a checkpoint's tensors, and the bar that counts them."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

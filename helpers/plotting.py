@@ -52,13 +52,20 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
         return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
 
 
+def _panels(width: float, height: float, rows: int, columns: int):
+    """A figure for pictures: its axes, in one row of an array, have no frame."""
+    figure, axes = new_figure(width, height, rows, columns)
+    axes = np.atleast_1d(axes).ravel()
+    for axis in axes:
+        axis.axis("off")
+    return figure, axes
+
+
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: str) -> Figure:
     """Small images uint8 `[N, H, W, 3]` in a grid, each under its title."""
     rows = max(1, -(-len(images) // columns))
-    figure, axes = new_figure(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
-    for axis in np.atleast_1d(axes).flat:
-        axis.axis("off")
-    for axis, image, text in zip(np.atleast_1d(axes).flat, images, titles, strict=False):
+    figure, axes = _panels(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
+    for axis, image, text in zip(axes, images, titles, strict=False):
         axis.imshow(image)
         axis.set_title(text, fontsize=8, pad=3)
     figure.suptitle(title)
@@ -158,10 +165,8 @@ def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     rows = -(-len(images) // columns)
     width = 11 if columns > 1 else 7.5
     tallest = max(min(image.shape[0] / image.shape[1], 1.5) for image in images)
-    figure, axes = new_figure(width, rows * (width / columns * tallest + 0.35) + 0.3, rows, columns)
-    for axis in np.atleast_1d(axes).flat:
-        axis.axis("off")
-    for axis, image, title in zip(np.atleast_1d(axes).flat, images, titles, strict=False):
+    figure, axes = _panels(width, rows * (width / columns * tallest + 0.35) + 0.3, rows, columns)
+    for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(_fit(image), interpolation="antialiased")
         axis.set_title(title, fontsize=10)
     return figure
@@ -174,11 +179,9 @@ def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], t
     columns = min(len(phrases), 3)
     rows = -(-len(phrases) // columns)
     height, width = image.shape[:2]
-    figure, axes = new_figure(11, rows * (11 / columns * min(height / width, 1.5) + 0.35) + 0.6, rows, columns)
+    figure, axes = _panels(11, rows * (11 / columns * min(height / width, 1.5) + 0.35) + 0.6, rows, columns)
     extent = (0, width, height, 0)
-    for axis in np.atleast_1d(axes).flat:
-        axis.axis("off")
-    for axis, phrase, values in zip(np.atleast_1d(axes).flat, phrases, heat, strict=False):
+    for axis, phrase, values in zip(axes, phrases, heat, strict=False):
         axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
         shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
         if values.max() >= threshold > values.min():

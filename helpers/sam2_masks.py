@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from helpers.checkpoint import load_checkpoint
 from helpers.device import Compute
+from helpers.hub import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,35 +37,42 @@ EXPECTED = (
 )
 
 # What sam2's own builders set for use after training: where the single mask of a prompt is not stable, the best of the
-# three ambiguous ones takes its place.
+# three ambiguous ones takes its place; and what a video's memory holds of a prompted frame is its mask as it is shown.
 _AFTER_TRAINING = {
     "sam_mask_decoder_extra_args": {
         "dynamic_multimask_via_stability": True,
         "dynamic_multimask_stability_delta": 0.05,
         "dynamic_multimask_stability_thresh": 0.98,
-    }
+    },
+    "binarize_mask_from_pts_for_mem_enc": True,
 }
+_FOR_VIDEO = {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}
 
 _MOST_BOXES = 32  # decoded at once: about 50 MB each inside the decoder
 _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's size, twice
 
 
-def load_sam2(weights: str | Path, compute: Compute, local_files_only: bool = False) -> Segmenter:
-    """SAM 2 on `compute`, ready for images; `weights` as in `build_model`, which also says what it raises."""
-    model, name = build_model(weights, local_files_only)
+def load_sam2(
+    weights: str | Path, compute: Compute, local_files_only: bool = False, compile: bool = False
+) -> Segmenter:
+    """SAM 2 on `compute`, ready for images, and for videos with `helpers.sam2_video`; `weights` as in `build_model`,
+    which also says what it raises. With `compile` the image encoder goes through `torch.compile`, which takes minutes
+    and pays on a GPU after hundreds of frames."""
+    model, name = build_model(weights, local_files_only, compile)
     return Segmenter(model.to(compute.device), name, compute)
 
 
 def build_model(
-    weights: str | Path, local_files_only: bool = False, overrides: Mapping[str, Any] | None = None
+    weights: str | Path, local_files_only: bool = False, compile: bool = False
 ) -> tuple[torch.nn.Module, str]:
     """The model (on the CPU, in evaluation mode, without gradients) and its name.
 
     `weights`: the path of a released checkpoint, whose size and version are read from its tensors; a folder that holds
     one, or `config.yaml` and `model.safetensors`; `"tiny"`, `"small"`, `"base+"` or `"large"`, which are SAM 2.1; or
     the hub id of a released model. With `local_files_only` the last two are taken from the hub's cache alone.
-    A released model is set up as by sam2's own builders, a folder's as its configuration says; `overrides` are merged
-    into it, for instance another `_target_`.
+    A released model is set up as by sam2's own builders, a folder's as its configuration says. It is the package's
+    video predictor, which serves images as well. Only the filling of holes, which its builders turn on for videos, is
+    left out: it needs the compiled extension.
 
     Raises `FileNotFoundError` where there is no such file, and `ValueError` for one that is broken or another model's.
     """
@@ -80,21 +88,21 @@ def build_model(
         file, name = _identify(state, path)
         config = OmegaConf.merge(OmegaConf.load(_package_configs() / file).model, _AFTER_TRAINING)
     try:
-        model = instantiate(OmegaConf.merge(config, overrides or {}), _recursive_=True)
+        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO, {"compile_image_encoder": compile}), _recursive_=True)
         _fill(model, state)
     except Exception as error:  # a configuration's mistakes surface as any type
-        raise ValueError(f"{path} does not fit {name}: {_first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{path} does not fit {name}: {first_line(error)}. {EXPECTED}.") from error
     return model.eval().requires_grad_(False), name
 
 
 class Segmenter:
-    """An image encoded once, and a mask for each box asked for. `name` is the model's."""
+    """An image encoded once, and a mask for each box asked for. `name` is the model's; `model` (the package's video
+    predictor) and `compute` serve videos too."""
 
     def __init__(self, model: torch.nn.Module, name: str, compute: Compute) -> None:
         from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-        self.name = name
-        self._compute = compute
+        self.name, self.model, self.compute = name, model, compute
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.script.*")  # of its transforms
             self._predictor = SAM2ImagePredictor(model)
@@ -107,7 +115,7 @@ class Segmenter:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
         self._size = None
-        with self._compute.autocast():
+        with self.compute.autocast():
             self._predictor.set_image(np.require(image, requirements=["C", "W"]))
         self._size = image.shape[:2]
 
@@ -130,7 +138,7 @@ class Segmenter:
         step = max(1, min(_MOST_BOXES, _MOST_PIXELS // (height * width)))
         for start in range(0, len(boxes), step):
             chunk = slice(start, start + step)
-            with self._compute.autocast():
+            with self.compute.autocast():
                 found, estimates, _ = self._predictor.predict(box=boxes[chunk], multimask_output=False)
             masks[chunk] = found.reshape(-1, height, width)  # [1, H, W] for one box, [n, 1, H, W] for more
             scores[chunk] = estimates.reshape(-1)
@@ -158,14 +166,20 @@ def _locate(weights: str | Path, local_files_only: bool) -> Path:
 
 
 def _fetch(hub_id: str, local_files_only: bool) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     file = f"{hub_id.split('/')[1].replace('-', '_')}.pt"
+    if local_files_only:  # with an option of that name, some versions of the hub's package ask the hub all the same
+        cached = try_to_load_from_cache(hub_id, file)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise FileNotFoundError(f"{hub_id}/{file} is not in the local cache. Give the path of a copy.")
     try:
-        return Path(hf_hub_download(hub_id, file, local_files_only=local_files_only))
+        return Path(hf_hub_download(hub_id, file))
     except Exception as error:  # offline, not there, disk full: each has its own type
-        how = "is not in the local cache" if local_files_only else f"could not be fetched ({_first_line(error)})"
-        raise FileNotFoundError(f"{hub_id}/{file} {how}. Give the path of a copy.") from error
+        raise FileNotFoundError(
+            f"{hub_id}/{file} could not be fetched ({first_line(error)}). Give the path of a copy."
+        ) from error
 
 
 def _package_configs() -> Path:
@@ -178,7 +192,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = load_checkpoint(path)
     except ValueError as error:
-        raise ValueError(f"{_first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{first_line(error)}. {EXPECTED}.") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} has no tensors under 'model'. {EXPECTED}.")
@@ -203,7 +217,7 @@ def _read_config(path: Path) -> DictConfig:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
     except Exception as error:  # of YAML, of OmegaConf, of the encoding, of the disk
-        raise ValueError(f"{path} is no configuration of SAM 2: {_first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{path} is no configuration of SAM 2: {first_line(error)}. {EXPECTED}.") from error
     known = OmegaConf.load(_package_configs() / "sam2.1/sam2.1_hiera_t.yaml").model
     strange = set(_named("_target_", config)) - set(_named("_target_", OmegaConf.to_container(known)))
     strange |= set(_named("weights_path", config))  # a file that the image encoder would unpickle
@@ -247,7 +261,3 @@ def _fill(model: torch.nn.Module, state: dict[str, Tensor]) -> None:
     if wrong:
         raise ValueError(f"{min(wrong)} ({len(wrong)} such tensors)")
     model.load_state_dict(state)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

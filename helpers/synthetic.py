@@ -9,7 +9,7 @@ size (`shape_mask`) and for a batch of small images at once (`make_shapes`). Num
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,17 +38,21 @@ def _regular(corners, first_degrees, radii=(1.0,)):
     )
 
 
-_ARM, _HALF = 3 / math.sqrt(10), 1 / math.sqrt(10)  # a cross whose arms are a third of its span
+def _cross(arm, half):
+    """Corners of a cross that reaches `arm` from its middle, with arms `half` wide to either side."""
+    return tuple(
+        (c * x - s * y, s * x + c * y)
+        for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
+        for x, y in ((arm, -half), (arm, half), (half, half))
+    )
+
+
 _POLYGONS = {
     "square": _regular(4, 45),
     "triangle": _regular(3, 90),
     "star": _regular(10, 90, (1.0, (3 - math.sqrt(5)) / 2)),  # the inner radius of a pentagram
     "pentagon": _regular(5, 90),
-    "cross": tuple(
-        (c * x - s * y, s * x + c * y)
-        for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
-        for x, y in ((_ARM, -_HALF), (_ARM, _HALF), (_HALF, _HALF))
-    ),
+    "cross": _cross(3 / math.sqrt(10), 1 / math.sqrt(10)),  # whose arms are a third of its span
     "arrow": ((1.0, 0.0), (0.1, 0.72), (0.1, 0.28), (-0.96, 0.28), (-0.96, -0.28), (0.1, -0.28), (0.1, -0.72)),
 }
 _RING_HOLE = 0.55  # radius of the hole
@@ -287,7 +291,7 @@ class Scene:
     """`image` is uint8 [H, W, 3] in RGB; the objects come from the farthest to the nearest."""
 
     image: np.ndarray
-    objects: list[SceneObject] = field(default_factory=list)
+    objects: list[SceneObject]
 
 
 @dataclass(frozen=True)
@@ -306,12 +310,7 @@ def _outline(rng, shape):
     if shape == "star":
         corners = _regular(10, 90, (1.0, rng.uniform(0.36, 0.55)))
     elif shape == "cross":
-        half = rng.uniform(0.2, 0.42)
-        corners = tuple(
-            (c * x - s * y, s * x + c * y)
-            for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
-            for x, y in ((1, -half), (1, half), (half, half))
-        )
+        corners = _cross(1, rng.uniform(0.2, 0.42))
     elif shape == "heart":  # the parametric curve in wide use, MathWorld "Heart Curve", equation 5
         t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
         y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
@@ -542,3 +541,106 @@ def scene_size(seed, longest=1024, shortest=96):
     longer = math.exp(rng.uniform(math.log(shortest * ratio), math.log(longest)))
     height, width = (longer, longer / ratio) if aspect < 1 else (longer / ratio, longer)
     return round(height), round(width)
+
+
+# --- Clips: scenes in motion -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClipObject:
+    """One moving object. `masks` is bool [T, H, W], the part that can be seen on each frame, empty where none can;
+    `diameter` in pixels that of the circle around the whole shape."""
+
+    shape: str
+    colour: str
+    diameter: float
+    masks: np.ndarray
+
+
+@dataclass
+class Clip:
+    """`frames` is uint8 [T, H, W, 3] in RGB; the objects come from the farthest to the nearest."""
+
+    frames: np.ndarray
+    objects: list[ClipObject]
+
+
+def _path(rng, frames, diameter, height, width, kind):
+    """Centres [T, 2] (x, y) in pixels of an object that stays in the picture, enters it, leaves it, or does both."""
+    sides = np.array([width, height])
+    if kind == "stay":
+        low, high = np.full(2, diameter / 2 + 1), sides - diameter / 2 - 1
+        ends = rng.uniform(low, np.maximum(high, low + 1e-3), (2, 2))
+        bend = rng.uniform(low, np.maximum(high, low + 1e-3))
+    else:
+        inside = rng.uniform(0.3, 0.7, (2, 2)) * sides
+        outside = rng.uniform(0.1, 0.9, 2) * sides
+        axis = rng.integers(2)
+        outside[axis] = -diameter / 2 - 2 if rng.random() < 0.5 else sides[axis] + diameter / 2 + 2
+        ends = np.stack([outside, inside[0]]) if kind == "enter" else np.stack([inside[0], outside])
+        bend = inside[1]
+    t = np.linspace(0, 1, frames)
+    if kind == "enter":  # out of sight for a while, then in
+        t = np.clip((t - rng.uniform(0.15, 0.4)) / 0.5, 0, 1)
+    elif kind == "leave":
+        t = np.clip((t - rng.uniform(0.05, 0.3)) / 0.5, 0, 1)
+    t = t[:, None]
+    return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * bend + t**2 * ends[1]
+
+
+def make_clip(seed, height, width, frames, objects=(2, 4), min_diameter=MIN_DIAMETER, max_share=0.4, occluders=(0, 1)):
+    """Draw a clip: objects of different kinds move over a still background, pass over one another, turn and change
+    their size a little; some enter the picture after it has begun, some leave it, and posts of a muted colour may stand
+    before them all.
+
+    seed: as in `make_scene`. height, width: in pixels. frames: how many. objects: the fewest and the most; the first
+    one stays in the picture. min_diameter, max_share: as in `make_scene`. occluders: the fewest and the most posts.
+
+    Returns a `Clip`; no two of its objects have both their shape and their colour in common. Raises ValueError for an
+    image in which the smallest object has no room.
+    """
+    if min(height, width) < min_diameter + 4:
+        raise ValueError(f"an image of {height} x {width} pixels has no room for an object of {min_diameter:g} pixels")
+    rng = np.random.default_rng(seed)
+    background = _background(rng, height, width)
+    if rng.random() < 0.5:
+        _add_strokes(rng, background)
+    kinds = list(dict.fromkeys(_kinds(rng, rng.integers(objects[0], objects[1] + 1))))
+    while len(kinds) < objects[0]:
+        kinds = list(dict.fromkeys([*kinds, _any_kind(rng)]))
+    canvas = np.repeat(background[None], frames, axis=0)
+    largest = max(max_share * min(height, width), min_diameter)
+    placed = []
+    for number, (shape, colour) in enumerate(kinds):
+        motion = "stay" if number == 0 else ("stay", "enter", "leave")[rng.choice(3, p=(0.4, 0.3, 0.3))]
+        shade = _shade(rng, colour)
+        for _ in range(8):  # a shade that shows on this background
+            if np.abs(np.median(background, (0, 1)) - shade).sum() > 130:
+                break
+            shade = _shade(rng, colour)
+        diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
+        centres = _path(rng, frames, diameter, height, width, motion)
+        grow = np.linspace(1, rng.uniform(0.85, 1.2), frames)
+        angles = rng.uniform(-20, 20) + np.linspace(0, rng.uniform(-40, 40), frames)
+        outline = _outline(rng, shape)
+        masks = np.zeros((frames, height, width), bool)
+        for t in range(frames):
+            place = (*centres[t], diameter * grow[t], angles[t])
+            rows, columns = _window(height, width, *place[:3])
+            if rows.start < rows.stop and columns.start < columns.stop:
+                alpha = _patch(outline, rows, columns, *place)
+                canvas[t, rows, columns] += alpha[..., None] * (shade - canvas[t, rows, columns])
+                masks[t, rows, columns] = alpha >= 0.5
+        for other in placed:
+            other.masks &= ~masks
+        placed.append(ClipObject(shape, colour, diameter, masks))
+    for _ in range(rng.integers(occluders[0], occluders[1] + 1)):
+        wide = rng.uniform(0.05, 0.14) * width
+        left = rng.uniform(0.15, 0.85) * width - wide / 2
+        columns = slice(round(left), round(left + wide))
+        canvas[:, :, columns] = rng.uniform(40, 200) + rng.uniform(-12, 12, 3)
+        for item in placed:
+            item.masks[:, :, columns] = False
+    if rng.random() < 0.4:
+        canvas += rng.uniform(2, 10) * rng.standard_normal(canvas.shape, np.float32)
+    return Clip(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), placed)

@@ -1,8 +1,6 @@
 """helpers/clipseg.py: against transformers' own processor and model, a phrase at a time, and on a miniature."""
 
-import contextlib
 import json
-import socket
 import warnings
 
 import huggingface_hub.constants
@@ -16,6 +14,7 @@ from transformers.utils import logging
 from helpers import clipseg
 from helpers.clipseg import load_clipseg
 from helpers.device import Compute
+from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 PHRASES = ["a red circle", "A DOG", "собака 😀", "", "the large blue square . left of " * 9]
@@ -268,20 +267,6 @@ def test_a_missing_part_of_the_processor_is_named(copy, name):
     fails(copy, str(copy))
 
 
-@contextlib.contextmanager
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError(f"the network was asked for: {args}")
-
-    with monkeypatch.context() as patch:
-        for name in ("connect", "connect_ex", "sendto"):
-            patch.setattr(socket.socket, name, refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        patch.setattr(socket, "create_connection", refuse)
-        patch.delenv("HF_HUB_OFFLINE", raising=False)
-        yield
-
-
 def test_folders_and_cached_ids_load_without_a_network(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--CIDAS--clipseg-rd64-refined"
@@ -290,9 +275,10 @@ def test_folders_and_cached_ids_load_without_a_network(mini, tmp_path, monkeypat
     (repository / "snapshots").mkdir()
     (repository / "snapshots" / ("0" * 40)).symlink_to(mini)
     image = picture(20, 20)
-    with no_network(monkeypatch):
+    with blocked_network() as attempts:
         expected = load_clipseg(mini, CPU).heatmaps(image, ["a"])
         model = load_clipseg("CIDAS/clipseg-rd64-refined", CPU, local_files_only=True)
         np.testing.assert_array_equal(model.heatmaps(image, ["a"]), expected)
         assert model.name == "CLIPSeg (CIDAS/clipseg-rd64-refined)"
         fails("CIDAS/clipseg-rd16", "CIDAS/clipseg-rd16 is not in the local cache", kind=FileNotFoundError)
+    assert attempts == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.data import DataError, download_cifar10, load_cifar10, load_images
+from offline import hang_on_look_up
 from test_data import check, write_archive
 
 
@@ -152,15 +153,7 @@ def test_without_a_network_it_gives_up_at_once(tmp_path):
 
 
 def test_a_look_up_that_hangs_is_not_waited_for(tmp_path, monkeypatch, served):
-    real = socket.create_connection
-
-    def hang(address, *args, **kwargs):
-        if address[0] == "hangs.invalid":
-            time.sleep(3)
-            raise OSError("too late")
-        return real(address, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "create_connection", hang)
+    hang_on_look_up(monkeypatch, "hangs.invalid")
     start = time.monotonic()
     with pytest.raises(DataError, match="no internet"):
         download_cifar10(tmp_path, ["http://hangs.invalid/x"], connect_timeout=0.3)

@@ -1,10 +1,8 @@
 """helpers/grounding_dino.py: both packages at full size with the same weights, against each other; every bad file."""
 
-import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from helpers.grounding_dino import (
     load_transformers,
     resized_shape,
 )
+from offline import blocked_network
 from test_prompts import write_vocabulary
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
@@ -157,25 +156,9 @@ def small(detector):
     return detector
 
 
-@contextlib.contextmanager
-def network_blocked():
-    """Yields the list of attempts."""
-    attempts = []
-
-    def refuse(*args, **_):
-        attempts.append(args)
-        raise OSError("blocked by the test")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        patch.delenv("HF_HUB_OFFLINE", raising=False)
-        yield attempts
-
-
 @pytest.fixture(scope="module")
 def swin_t(tmp_path_factory):
-    with network_blocked() as attempts:
+    with blocked_network() as attempts:
         detectors = tuple(both_ways("T", tmp_path_factory.mktemp("swin_t")))
     assert attempts == []
     return detectors
@@ -720,7 +703,7 @@ def test_a_path_that_is_not_there(weights):
 
 @pytest.fixture
 def no_network():
-    with network_blocked() as attempts:
+    with blocked_network() as attempts:
         yield attempts
 
 

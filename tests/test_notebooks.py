@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import nbload
+import nbrun
 from helpers import data
 
 ROOT = nbload.ROOT
@@ -42,25 +43,8 @@ FIGURES = ["data", "augmentation", "curves", "classes", "calibration", "mistakes
 
 
 def papermill(notebook: str, out: Path, cwd: Path = ROOT, **parameters) -> subprocess.CompletedProcess:
-    """Execute a notebook with papermill in a process of its own; the executed copy is OUT/executed.ipynb."""
-    out.mkdir(parents=True, exist_ok=True)
-    given = [part for name, value in (parameters | {"out_dir": str(out)}).items() for part in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(ROOT / notebook)]
     environment = os.environ | {"TQDM_DISABLE": "1", "JPY_SESSION_NAME": str(ROOT / notebook)}
-    command += [str(out / "executed.ipynb"), *given]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def printed(out: Path) -> str:
-    """What the executed copy printed."""
-    cells = nbformat.read(out / "executed.ipynb", 4).cells
-    return "".join(
-        o.text
-        for c in cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "stream" and o.name == "stdout"
-    )
+    return nbrun.execute(notebook, out, parameters | {"out_dir": out}, cwd, environment)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +104,7 @@ def test_q1_figures_are_pictures_with_something_on_them(run, name):
 
 
 def test_q1_says_loudly_that_shapes_are_not_cifar(run):
-    assert "not cifar-10" in printed(run).lower()
+    assert "not cifar-10" in nbrun.printed(run).lower()
 
 
 def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1, tmp_path):
@@ -147,7 +131,7 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
     }
     done = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed after epoch 2" in printed(tmp_path)
+    assert "resumed after epoch 2" in nbrun.printed(tmp_path)
     assert json.loads((tmp_path / "run_summary.json").read_text())["epochs_run"] == 3
     refused = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same | {"lr": 0.5})
     assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr

@@ -4,15 +4,14 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from PIL import Image
 
 import nbload
+import nbrun
 from helpers.examples import draw_examples
 from helpers.outputs import decode_mask
 from helpers.prompts import parse_phrases
@@ -45,22 +44,12 @@ original, socket.getaddrinfo = socket.getaddrinfo, resolve
 
 def execute(out: Path, cwd: Path = ROOT, **parameters) -> subprocess.CompletedProcess:
     """Run q2 with papermill in a process of its own, its kernel cut off from every network."""
-    out.mkdir(parents=True, exist_ok=True)
     guard = out / "guard"
-    guard.mkdir()
+    guard.mkdir(parents=True)
     (guard / "sitecustomize.py").write_text(NO_NETWORK)
-    given = [part for name, value in (parameters | {"OUT_DIR": out}).items() for part in ("-p", name, str(value))]
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "JPY_SESSION_NAME")}
     environment |= {"TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join([str(guard), str(ROOT)])}
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(ROOT / "q2.ipynb")]
-    command += [str(out / "executed.ipynb"), *given]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def printed(out: Path) -> str:
-    cells = nbformat.read(out / "executed.ipynb", 4).cells
-    outputs = [o for cell in cells if cell.cell_type == "code" for o in cell.outputs]
-    return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+    return nbrun.execute("q2.ipynb", out, parameters | {"OUT_DIR": out}, cwd, environment)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +89,7 @@ def test_q2_finds_objects_and_writes_what_it_promises(run):
 
 
 def test_q2_says_loudly_that_the_models_are_tiny(run):
-    assert "TINY STAND-INS" in printed(run)
+    assert "TINY STAND-INS" in nbrun.printed(run)
 
 
 def test_q2_does_the_whole_folder(run):
@@ -119,7 +108,7 @@ def test_q2_figures_are_pictures_with_something_on_them(run, name):
 
 
 def test_q2_leaves_out_the_widgets_where_nobody_can_use_them(run):
-    assert "nobody is watching" in printed(run)
+    assert "nobody is watching" in nbrun.printed(run)
 
 
 def test_q2_on_a_folder_of_ones_own_with_a_bad_file_and_a_prompt_that_finds_nothing(tmp_path):
@@ -131,7 +120,7 @@ def test_q2_on_a_folder_of_ones_own_with_a_bad_file_and_a_prompt_that_finds_noth
     # letters that the detector's vocabulary lacks: left to CLIPSeg alone, with a word to the user
     done = execute(tmp_path / "out", models="tiny", IMAGE_PATH=photos, TEXT_PROMPT="犬 . RED CIRCLE..", clipseg_thr=1.0)
     assert done.returncode == 0, done.stderr[-3000:]
-    text = printed(tmp_path / "out")
+    text = nbrun.printed(tmp_path / "out")
     assert "犬" in text and "c.jpg" in text
     record = check_outputs(tmp_path / "out" / "b", {"red circle", "犬"})
     assert record["detections"] == [] and record["prompt"] == "犬. red circle"

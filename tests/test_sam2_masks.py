@@ -1,7 +1,5 @@
 """helpers/sam2_masks.py: against the package's own predictor at full size, and everything else on a miniature."""
 
-import contextlib
-import socket
 import warnings
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from helpers import sam2_masks
 from helpers.device import Compute
 from helpers.sam2_masks import build_model, load_sam2
+from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 CONFIGS = Path(sam2.__file__).parent / "configs"
@@ -236,10 +235,14 @@ def test_half_precision_tensors_fill_a_single_precision_model(mini, tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_the_video_predictor_is_one_override_away(mini):
-    model, _ = build_model(mini, overrides={"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"})
+def test_the_model_serves_videos_too(mini, released):
+    model, _ = build_model(mini)
     assert isinstance(model, SAM2VideoPredictor)
-    assert not model.sam_mask_decoder.dynamic_multimask_via_stability  # as its configuration says
+    # a folder's model is as its configuration says, a released one as by the package's builder
+    assert not model.sam_mask_decoder.dynamic_multimask_via_stability
+    assert not model.binarize_mask_from_pts_for_mem_enc
+    model, _ = build_model(released)
+    assert model.sam_mask_decoder.dynamic_multimask_via_stability and model.binarize_mask_from_pts_for_mem_enc
 
 
 def test_misuse_is_named(mini):
@@ -348,19 +351,6 @@ def test_a_folder_that_is_no_model_is_named(mini, tmp_path):
 # --- names and hub ids -------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError(f"the network was asked for: {args}")
-
-    with monkeypatch.context() as patch:
-        for name in ("connect", "connect_ex", "sendto"):
-            patch.setattr(socket.socket, name, refuse)
-        patch.setattr(socket, "getaddrinfo", refuse)
-        patch.setattr(socket, "create_connection", refuse)
-        yield
-
-
 def test_names_and_hub_ids_come_from_the_cache_without_a_network(released, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--facebook--sam2.1-hiera-tiny"
@@ -370,13 +360,14 @@ def test_names_and_hub_ids_come_from_the_cache_without_a_network(released, tmp_p
     (repository / "refs" / "main").write_text("0" * 40)
     (snapshot / released.name).symlink_to(released)
     monkeypatch.chdir(tmp_path)
-    with no_network(monkeypatch):
+    with blocked_network() as attempts:
         for weights in ("tiny", "facebook/sam2.1-hiera-tiny"):
             assert build_model(weights, local_files_only=True)[1] == "SAM 2.1 Hiera tiny"
         for weights in ("base+", "facebook/sam2.1-hiera-base-plus"):
             fails(weights, "facebook/sam2.1-hiera-base-plus/sam2.1_hiera_base_plus.pt", kind=FileNotFoundError)
         for weights in ("huge", "facebook/sam-vit-base", "weights/none.pt"):
             fails(weights, f"{weights}: no such file", "tiny, small, base+, large", kind=FileNotFoundError)
+    assert attempts == []
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from helpers import weights
 from helpers.weights import Release, WeightsError, find_models
+from offline import blocked_network, hang_on_look_up
 
 COMMIT = "0" * 40
 FOLDERS = {  # what lies beside config.json
@@ -72,7 +73,6 @@ def set_up(tmp_path, monkeypatch):
         tiny=tmp_path / "tiny",
         checkpoints=tmp_path / "torch" / "hub" / "checkpoints",
         hub=tmp_path / "hub",
-        asked=[],
     )
 
 
@@ -80,16 +80,8 @@ def set_up(tmp_path, monkeypatch):
 def machine(tmp_path, monkeypatch):
     """A machine without internet; `asked` lists the attempts."""
     machine = set_up(tmp_path, monkeypatch)
-
-    def refuse(*args, **kwargs):
-        machine.asked.append(args)
-        raise OSError("the network is blocked")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    return machine
+    with blocked_network() as machine.asked:
+        yield machine
 
 
 def in_hub(machine, hub_id):
@@ -577,15 +569,7 @@ def test_a_host_that_accepts_and_never_answers_is_given_up_within_seconds(online
 def test_a_look_up_that_hangs_is_given_up_within_seconds(online, monkeypatch):
     monkeypatch.setattr(weights, "CONNECT_TIMEOUT", 0.5)
     use_endpoint(monkeypatch, "https://hangs.invalid")
-    real = socket.create_connection
-
-    def hang(address, *args, **kwargs):
-        if address[0] == "hangs.invalid":
-            time.sleep(3)
-            raise OSError("too late")
-        return real(address, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "create_connection", hang)
+    hang_on_look_up(monkeypatch, "hangs.invalid")
     start = time.monotonic()
     assert "no connection to hangs.invalid" in find_models().notes[0]
     assert time.monotonic() - start < 2.5

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Sample, draw_sample, run_steps
+from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
@@ -23,14 +23,14 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 from helpers.checkpoint import atomic_path
 from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 
-STAGES = ((96, 8750), (128, 200), (192, 80))  # pixels and steps: what is learned on few patches serves on many
+STAGES = ((96, 7000), (128, 800), (192, 350))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's
 PATCH = 8
 SCENES = 12  # a step; all phrases of a scene share one pass of the vision tower
 PRESENT, ABSENT = 3, 3  # phrases a scene, at most
 SMALLEST = 5.5  # least diameter of an object, in pixels of the model's input
-LEARNING_RATE, WARMUP, WEIGHT_DECAY = 1e-3, 100, 0.02
-MEAN, STD = 0.5, 0.25  # of the pixels in [0, 1], for all three channels
+LEARNING_RATE, MUON_RATE, WARMUP, WEIGHT_DECAY = 1e-3, 2.5e-3, 100, 0.02
+MEAN, STD = [0.5] * 3, [0.25] * 3  # of the pixels in [0, 1]
 THRESHOLD = 0.4  # at which the progress is measured
 MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -67,8 +67,8 @@ def write_processor(folder: Path) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [MEAN] * 3,
-        "image_std": [STD] * 3,
+        "image_mean": MEAN,
+        "image_std": STD,
     }
     tokenizer = {
         "processor_class": "CLIPSegProcessor",
@@ -149,11 +149,6 @@ def maps_for(model, pixels, owner, tokens):
     return model.decoder(activations, model.clip.text_projection(text)).logits, features[-1]
 
 
-def _pixels(images):
-    """What the processor makes of uint8 images [S, S, 3]: float32 [B, 3, S, S]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255).sub(MEAN).div(STD)
-
-
 def _draw_phrases(rng, scene):
     """(text, indices of the objects named) for a scene: as many absent ones as present ones, some of unknown words."""
     phrases = [(p.text, p.objects) for p in make_phrases(rng, scene, PRESENT, ABSENT)]
@@ -187,18 +182,18 @@ def _patch_labels(sample: Sample) -> np.ndarray:
 
 
 def _stage(step):
-    """The size of the images at a step, and the learning rate: it falls in proportion to the pixels still to come."""
+    """The size of the images at a step, and the share of the learning rate: it falls with the pixels still to come."""
     sizes = np.repeat(*np.array(STAGES).T)
     left = np.square(sizes[step:]).sum() / np.square(sizes).sum()
-    return int(sizes[step]), LEARNING_RATE * min((step + 1) / WARMUP, 1) * float(left)
+    return int(sizes[step]), min((step + 1) / WARMUP, 1) * float(left)
 
 
-def _step(step, rng, model, probe, tokenizer, optimizer):
-    size, learning_rate = _stage(step)
+def _step(step, rng, model, probe, tokenizer, optimizers):
+    size, rate = _stage(step)
     images, owner, texts, targets, weights, kinds = [], [], [], [], [], []
     for i in range(SCENES):
         sample = draw_sample(
-            rng, size, size, 14 if step < 6000 else 9 if size == 96 else SMALLEST, aspect=2 ** rng.uniform(-1, 1)
+            rng, size, size, 14 if step < 3000 else 9 if size == 96 else SMALLEST, aspect=2 ** rng.uniform(-1, 1)
         )
         images.append(sample.image)
         for text, named in _draw_phrases(rng, sample.scene):
@@ -214,7 +209,7 @@ def _step(step, rng, model, probe, tokenizer, optimizer):
         labels = _patch_labels(sample)  # -2 and -1 are the last two of these lists
         counts = np.bincount(labels + 2, minlength=2)
         kinds.append(np.stack([shapes[labels], colours[labels], (labels != -2) / counts[labels + 2]]))
-    pixels = _pixels(images)
+    pixels = normalised(images, MEAN, STD)
     target = torch.from_numpy(np.stack(targets)).float()
     owner, kinds = torch.tensor(owner), torch.from_numpy(np.stack(kinds))
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
@@ -233,12 +228,7 @@ def _step(step, rng, model, probe, tokenizer, optimizer):
         for k, part in enumerate((shape, colour))
     )
 
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad()
-    (2 * cross_entropy + 0.5 * dice + 2 * named).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    optimizers.step(2 * cross_entropy + 0.5 * dice + 2 * named, rate * LEARNING_RATE, rate * MUON_RATE)
 
     with torch.no_grad():
         hot = (chance > THRESHOLD).float()
@@ -266,7 +256,7 @@ def held_out(model, tokenizer: CLIPTokenizer, seed: int = 999, scenes: int = 30)
         shrink = cv2.INTER_AREA if height * width > SIZE**2 else cv2.INTER_LINEAR
         image = cv2.resize(scene.image, (SIZE, SIZE), interpolation=shrink)
         tokens = tokenizer([phrase.text for phrase in phrases], padding=True, return_tensors="pt")
-        logits, _ = maps_for(model, _pixels([image]), torch.zeros(len(phrases), dtype=torch.long), tokens)
+        logits, _ = maps_for(model, normalised([image], MEAN, STD), torch.zeros(len(phrases), dtype=torch.long), tokens)
         for phrase, chance in zip(phrases, logits.sigmoid().numpy(), strict=True):
             hot = cv2.resize(chance, (width, height), interpolation=cv2.INTER_LINEAR) >= THRESHOLD
             if phrase.objects:
@@ -289,12 +279,10 @@ def train(seed: int, work: Path, out: Path) -> None:
     model = build_model(tokenizer)
     # Thrown away afterwards: it has the vision tower tell shapes and colours before the maps can.
     probe = nn.Linear(model.config.vision_config.hidden_size, len(SCENE_SHAPES) + len(COLOURS) + 2)
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *probe.parameters()], LEARNING_RATE, (0.9, 0.98), weight_decay=WEIGHT_DECAY
-    )
+    optimizers = Optimizers([model, probe], WEIGHT_DECAY)
 
     def step_once(step, rng):
-        figures = _step(step, rng, model, probe, tokenizer, optimizer)
+        figures = _step(step, rng, model, probe, tokenizer, optimizers)
         if (step + 1) % 500 == 0 or step + 1 == STEPS:
             overlap, fires = held_out(model, tokenizer)
             print(
@@ -303,6 +291,6 @@ def train(seed: int, work: Path, out: Path) -> None:
             save_folder(model, out)
         return figures
 
-    parts = {"model": model, "probe": probe, "optimizer": optimizer}
+    parts = {"model": model, "probe": probe, "adamw": optimizers.adamw, "muon": optimizers.muon}
     run_steps(work / "clipseg.pt", parts, STEPS, seed, step_once)
     save_folder(model, out)

@@ -1,7 +1,7 @@
-"""Trains the tiny SAM 2 on images: a box on a scene -> the mask of what it holds, and an estimate of the mask's IoU.
+"""Trains the tiny SAM 2: a box on a scene -> the mask of what it holds, and an estimate of the mask's IoU; then on
+clips too, where the mask is to follow its object through the frames.
 
-The architecture is that of the package `sam2`, memory and object pointers included; what only video needs keeps its
-initial weights here.
+The architecture is that of the package `sam2`, memory and object pointers included.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from common import atomic_path, draw_sample, run_steps
+from common import Optimizers, draw_sample, normalised, run_steps
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from helpers.checkpoint import atomic_path
+from helpers.synthetic import Clip, make_clip
 
 SIZE = 512  # of the input: the masks have a quarter of it, at which an object of 24 of 1024 pixels still spans 3
 WIDTH, MEMORY = 96, 32  # channels of the features and of the memories
@@ -121,7 +125,7 @@ MODEL = {
     "pred_obj_scores": True,
     "pred_obj_scores_mlp": True,
     "fixed_no_obj_ptr": True,
-    "multimask_output_for_tracking": True,
+    "multimask_output_for_tracking": False,  # one mask less to be trained on clips
     "use_multimask_token_for_obj_ptr": True,
     "multimask_min_pt_num": 0,
     "multimask_max_pt_num": 1,
@@ -143,7 +147,16 @@ WARM_UP, WEIGHT_DECAY, CLIP = 200, 0.02, 1.0
 GOOD_BOXES = 3  # most an image; one in `BAD_EVERY` images has another that fits no object
 POINTS = 48  # the masks are compared at POINTS x POINTS places in and around the box
 
-MEAN, STD = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+# Afterwards every second step sees clips. (size, clips a step, frames of each), drawn with these chances:
+CLIPS, CLIP_CHANCES = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 4)), (0.6, 0.25, 0.15)
+IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size, images a step) of the other steps, with the same chances
+CLIP_STEPS = 2600
+CLIP_RATE, CLIP_MUON_RATE = 5e-4, 1e-3
+OBJECTS = 3  # most that are followed in a clip
+TIME_SPAN = 60  # frames; SAM 2 measures the age of what it remembers by the length of a clip if that is under 16
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build() -> torch.nn.Module:
@@ -253,10 +266,13 @@ def draw_batch(rng: np.random.Generator, size: int, images: int) -> Batch:
             x, y = ((window[i] + at * (window[2 + i] - window[i])) for i in (0, 1))
             seen = ids[np.minimum(y * tall, tall - 1).astype(int)[:, None], np.minimum(x * wide, wide - 1).astype(int)]
             rows.append((len(pictures), box, target >= 0, not inside.any(), max(target, 0), window, seen, areas))
-        pictures.append(torch.from_numpy(sample.image).permute(2, 0, 1).float() / 255)
+        pictures.append(sample.image)
+    return Batch(normalised(pictures, MEAN, STD), *_columns(rows))
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> list[Tensor]:
     columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
-    columns = [c.float() if c.is_floating_point() else c for c in columns]
-    return Batch((torch.stack(pictures) - MEAN) / STD, *columns)
+    return [c.float() if c.is_floating_point() else c for c in columns]
 
 
 def predict(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -341,6 +357,164 @@ def losses(batch: Batch, logits: Tensor, ious: Tensor, present: Tensor) -> tuple
     return mask + 2 * estimate + 0.1 * presence, {name: value.item() for name, value in figures.items()}
 
 
+# --- Clips -----------------------------------------------------------------------------------------------------------
+
+
+def draw_clip(rng: np.random.Generator, size: int, frames: int) -> Clip:
+    """Consecutive frames of a clip, anything from a fast one to a slow one, on the first of which something shows."""
+    while True:
+        length = int(frames * rng.choice((1, 2, 5)))
+        height, width = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
+        clip = make_clip(rng, height, width, length, objects=(1, 4), min_diameter=SMALLEST * max(height, width) / size)
+        start = rng.integers(length - frames + 1)
+        clip.frames = clip.frames[start : start + frames]
+        for item in clip.objects:
+            item.masks = item.masks[start : start + frames]
+        if any(_shows(item.masks[0]) for item in clip.objects):
+            return clip
+
+
+def _shows(mask: np.ndarray) -> bool:
+    return np.count_nonzero(mask) > 40
+
+
+def _box(mask: np.ndarray, size: int) -> np.ndarray:
+    """Of a mask [H, W], in pixels of the model's input."""
+    y, x = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    scale = size / np.array([mask.shape[1], mask.shape[0]] * 2)
+    return np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) * scale
+
+
+def _clip_rows(rng: np.random.Generator, clip: Clip, first: int, size: int) -> list[list[tuple[Any, ...]]]:
+    """For each object followed a row of `Batch` for each frame, whose images are numbered from `first`. Only the first
+    one's box is a prompt."""
+    tall, wide = clip.frames.shape[1:3]
+    at = (np.arange(POINTS) + 0.5) / POINTS
+    tracks = []
+    seen = [i for i, item in enumerate(clip.objects) if _shows(item.masks[0])]
+    for i in rng.permutation(seen)[:OBJECTS]:
+        window = np.array([0.0, 0.0, 1.0, 1.0])
+        track = []
+        for t in range(len(clip.frames)):
+            ids = np.full((tall, wide), -1, np.int8)
+            areas = np.zeros(5, np.float32)
+            for k, item in enumerate(clip.objects):
+                ids[item.masks[t]] = k
+                areas[k] = item.masks[t].mean()
+            visible = bool(clip.objects[i].masks[t].any())
+            box = _box(clip.objects[i].masks[t], size) if visible else np.array([0.0, 0.0, size, size])
+            if visible:
+                margin = 0.25 * (box[2:] - box[:2]) + 4
+                window = np.concatenate([box[:2] - margin, box[2:] + margin]).clip(0, size) / size
+            x, y = ((window[a] + at * (window[2 + a] - window[a])) for a in (0, 1))
+            places = ids[
+                np.minimum(y * tall, tall - 1).astype(int)[:, None], np.minimum(x * wide, wide - 1).astype(int)
+            ]
+            prompt = _jitter(rng, box, size) if t == 0 else box
+            track.append((first + t, prompt, visible, not visible, i, window, places, areas))
+        tracks.append(track)
+    return tracks
+
+
+def follow(model: torch.nn.Module, images: Tensor, tracks: list[list[tuple]], forced: bool) -> tuple[Batch, tuple]:
+    """What the model makes of each object on each frame, the first one prompted with its box: the batch of all frames'
+    rows, and its logits, estimates and presence as from `predict`, but with memories and pointers as SAM 2 uses them
+    (`SAM2Base.track_step`). While `forced`, the memory is told whether the object can be seen: the package's hard
+    choice lets no gradient through."""
+    out = model.forward_image(images)
+    levels, positions = out["backbone_fpn"], out["vision_pos_enc"]
+    sizes = [level.shape[-2:] for level in levels]
+    memory: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    batches, answers = [], []
+    for t, rows in enumerate(zip(*tracks, strict=True)):
+        batch = Batch(images, *_columns(list(rows)))
+        count = len(rows)
+        current = [level[batch.image] for level in levels]
+        tokens, token_positions = (
+            [level.flatten(2).permute(2, 0, 1) for level in maps]
+            for maps in (current, [position[batch.image] for position in positions])
+        )
+        features = model._prepare_memory_conditioned_features(
+            frame_idx=t,
+            is_init_cond_frame=t == 0,
+            current_vision_feats=tokens[-1:],
+            current_vision_pos_embeds=token_positions[-1:],
+            feat_sizes=sizes[-1:],
+            output_dict=memory,
+            num_frames=TIME_SPAN,
+        )
+        if t == 0:
+            prompt = batch.boxes.reshape(-1, 2, 2), torch.tensor([[2, 3]]).expand(count, 2)
+        else:
+            prompt = torch.zeros(count, 1, 2), -torch.ones(count, 1, dtype=torch.int32)
+        sparse, dense = model.sam_prompt_encoder(prompt, None, None)
+        logits, ious, objects, present = model.sam_mask_decoder.predict_masks(
+            image_embeddings=features,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=current[:2],
+        )
+        visible = (batch.good if forced else present[:, 0].detach() > 0)[:, None]  # [N, 1]
+        mask = torch.where(visible[..., None, None], logits[:, :1], torch.tensor(-1024.0))
+        encoded, encoded_positions = model._encode_new_memory(
+            current_vision_feats=tokens,
+            feat_sizes=sizes,
+            pred_masks_high_res=F.interpolate(mask, (model.image_size,) * 2, mode="bilinear", align_corners=False),
+            object_score_logits=torch.where(visible, 10.0, -10.0),
+            is_mask_from_pts=t == 0,
+        )
+        memory["cond_frame_outputs" if t == 0 else "non_cond_frame_outputs"][t] = {
+            "maskmem_features": encoded,
+            "maskmem_pos_enc": encoded_positions,
+            "obj_ptr": torch.where(visible, model.obj_ptr_proj(objects[:, 0]), model.no_obj_ptr),
+        }
+        batches.append(batch)
+        answers.append((logits, ious, present))
+    columns = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in Batch.__annotations__
+        if name != "images"
+    }
+    return Batch(images, **columns), tuple(map(torch.cat, zip(*answers, strict=True)))
+
+
+def train_on_clips(model: torch.nn.Module, seed: int, state_file: Path) -> None:
+    """Steps with clips and steps with images in turn."""
+    head = torch.nn.Linear(WIDTH, 1)
+    optimizers = Optimizers([model, head], WEIGHT_DECAY)
+
+    def step_once(step: int, rng: np.random.Generator) -> dict[str, float]:
+        kind = rng.choice(len(CLIPS), p=CLIP_CHANCES)
+        if step % 2:
+            size, count = IMAGES[kind]
+            set_size(model, size)
+            batch = draw_batch(rng, size, count)
+            *answer, features = predict(model, batch)
+            loss, figures = losses(batch, *answer)
+            loss = loss + 2 * inside_box(head, batch, features)
+        else:
+            size, count, length = CLIPS[kind]
+            set_size(model, size)
+            clips = [draw_clip(rng, size, length) for _ in range(count)]
+            tracks = [row for i, clip in enumerate(clips) for row in _clip_rows(rng, clip, i * length, size)]
+            pictures = [
+                cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for c in clips for frame in c.frames
+            ]
+            batch, answer = follow(model, normalised(pictures, MEAN, STD), tracks, forced=rng.random() < 0.7)
+            loss, figures = losses(batch, *answer)
+            loss = loss + 0.4 * F.binary_cross_entropy_with_logits(answer[2][:, 0], batch.good.float())
+            right = ((answer[2][:, 0] > 0) == batch.good).float().mean()
+            figures = {"clip iou": figures["iou"], "clip presence": right.item()}
+        rate = min(1.0, (step + 1) / 50) * (1 - step / CLIP_STEPS)
+        optimizers.step(loss, rate * CLIP_RATE, rate * CLIP_MUON_RATE)
+        return figures
+
+    parts = {"model": model, "head": head, "adamw": optimizers.adamw, "muon": optimizers.muon}
+    run_steps(state_file, parts, CLIP_STEPS, seed, step_once, every=50)
+
+
 def save(model: torch.nn.Module, out: Path) -> None:
     """Write `config.yaml` and `model.safetensors` (fp16) to the folder `out`."""
     with atomic_path(out / "config.yaml") as temporary:
@@ -386,5 +560,6 @@ def train(seed: int, work: Path, out: Path) -> None:
     run_steps(
         work / "sam2.pt", {"model": model, "head": head, "optimizer": optimizer}, STEPS, seed, step_once, every=50
     )
+    train_on_clips(model, seed + 1, work / "sam2_clips.pt")
     set_size(model, SIZE)
     save(model.eval(), out)
