@@ -1,4 +1,4 @@
-"""What a segmented image leaves on the disk: masks, overlay and the record of its detections."""
+"""What a segmented image or video leaves on the disk: masks, overlay and the record of its objects."""
 
 from __future__ import annotations
 
@@ -91,6 +91,32 @@ def write_detections(
             f"{folder}: the results could not be written there ({error}): free space, or write to another folder."
         ) from error
     return json.loads(text)
+
+
+def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict[str, Any]:
+    """One object on one frame as `tracks.json` holds it; mask: bool `[H, W]`, not empty. The box is the mask's."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    return {"id": number, "label": label, "score": _rounded(score, 4), "box": box, "mask": encode_mask(mask)}
+
+
+def write_tracks(
+    path: Path | str,
+    video: dict[str, Any],
+    prompt: str,
+    models: dict[str, Any],
+    complete: bool,
+    frames: Sequence[dict[str, Any]],
+) -> None:
+    """Write `tracks.json` atomically. video: `path`, `width`, `height`, `fps` and `frames`; complete: whether all
+    frames were done; frames: `index`, `time` and `objects` of each, these as `track_entry` makes them."""
+    record = {"video": video, "prompt": prompt, "models": models, "complete": complete}
+    head = json.dumps(record, ensure_ascii=False, default=_plain)[:-1]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(f'{head}, "frames": ['.encode("utf-8", "replace"))
+        for i, frame in enumerate(frames):  # a line each, so that a long record can be read with the eye
+            file.write((",\n" if i else "\n").encode() + json.dumps(frame, ensure_ascii=False).encode())
+        file.write(b"\n]}\n")
 
 
 def _entry(number: int, detection: Detection, width: int, height: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,6 +170,19 @@ def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(_fit(image), interpolation="antialiased")
         axis.set_title(title, fontsize=10)
+    return figure
+
+
+def area_curves(times: Sequence[float], areas: dict[str, Sequence[float]]) -> Figure:
+    """How much of each object can be seen over time; areas: for each name the share of the image, as `times` long."""
+    figure, axis = new_figure(9, 3)
+    for colour, (name, values) in zip(itertools.cycle(PALETTE), areas.items(), strict=False):
+        axis.plot(times, 100 * np.asarray(values, float), color=colour, label=name)
+    axis.set(
+        xlabel="seconds", ylabel="visible area, % of the frame", ylim=(0, None), title="Each object's visible area"
+    )
+    if areas:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -588,13 +588,24 @@ def _path(rng, frames, diameter, height, width, kind):
     return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * bend + t**2 * ends[1]
 
 
-def make_clip(seed, height, width, frames, objects=(2, 4), min_diameter=MIN_DIAMETER, max_share=0.4, occluders=(0, 1)):
+def make_clip(
+    seed,
+    height,
+    width,
+    frames,
+    objects=(2, 4),
+    min_diameter=MIN_DIAMETER,
+    max_share=0.4,
+    occluders=(0, 1),
+    motions=None,
+):
     """Draw a clip: objects of different kinds move over a still background, pass over one another, turn and change
     their size a little; some enter the picture after it has begun, some leave it, and posts of a muted colour may stand
     before them all.
 
     seed: as in `make_scene`. height, width: in pixels. frames: how many. objects: the fewest and the most; the first
     one stays in the picture. min_diameter, max_share: as in `make_scene`. occluders: the fewest and the most posts.
+    motions: for each object "stay", "enter" or "leave", in place of `objects`.
 
     Returns a `Clip`; no two of its objects have both their shape and their colour in common. Raises ValueError for an
     image in which the smallest object has no room.
@@ -605,6 +616,7 @@ def make_clip(seed, height, width, frames, objects=(2, 4), min_diameter=MIN_DIAM
     background = _background(rng, height, width)
     if rng.random() < 0.5:
         _add_strokes(rng, background)
+    objects = objects if motions is None else (len(motions),) * 2
     kinds = list(dict.fromkeys(_kinds(rng, rng.integers(objects[0], objects[1] + 1))))
     while len(kinds) < objects[0]:
         kinds = list(dict.fromkeys([*kinds, _any_kind(rng)]))
@@ -613,6 +625,7 @@ def make_clip(seed, height, width, frames, objects=(2, 4), min_diameter=MIN_DIAM
     placed = []
     for number, (shape, colour) in enumerate(kinds):
         motion = "stay" if number == 0 else ("stay", "enter", "leave")[rng.choice(3, p=(0.4, 0.3, 0.3))]
+        motion = motion if motions is None else motions[number]
         shade = _shade(rng, colour)
         for _ in range(8):  # a shade that shows on this background
             if np.abs(np.median(background, (0, 1)) - shade).sum() > 130:

@@ -13,13 +13,14 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import av
 import numpy as np
+from PIL import Image
 
 from helpers.checkpoint import atomic_path
 
@@ -33,6 +34,38 @@ _LIMITED_RANGE = 1
 
 class VideoError(ValueError):
     """A file that holds no video, or none that can be read."""
+
+
+class VideoFormat(Protocol):
+    """What a new video takes over from another one; a `VideoReader` has all of it."""
+
+    path: Path
+    notes: list[str]
+    width: int
+    height: int
+    fps: float
+    time_base: Fraction
+    aspect: Fraction
+    start: Fraction
+    sound: bool
+
+
+@dataclass(frozen=True)
+class Silent:
+    """The format of a video without sound that is no copy of any: square pixels, a frame each 1 / `fps` seconds."""
+
+    width: int
+    height: int
+    fps: int
+    path: Path = Path()
+    notes: list[str] = field(default_factory=list)
+    aspect: Fraction = Fraction(1)
+    start: Fraction = Fraction(0)
+    sound: bool = False
+
+    @property
+    def time_base(self) -> Fraction:
+        return Fraction(1, self.fps)
 
 
 @dataclass(frozen=True)
@@ -123,7 +156,7 @@ class VideoReader:
 
     def _compare_with_header(self, container) -> None:
         announced = container.streams.video[0].frames
-        if announced > len(self._pts):
+        if announced > len(self._pts) + max(2, announced // 50):  # some headers count a frame too many
             self._note(f"{self.path.name} breaks off: it has {len(self._pts)} of the {announced} frames announced")
         elif container.duration and not announced:
             end = max((pts for pts in self._pts if pts is not None), default=0) * self.time_base - self.start
@@ -216,9 +249,9 @@ class VideoWriter:
     the format wants even ones. `quality` is x264's CRF: lower is better and larger. `frames` counts what was written.
     """
 
-    def __init__(self, path: Path | str, like: VideoReader, quality: int = 20, sound: bool = True) -> None:
+    def __init__(self, path: Path | str, like: VideoFormat, quality: int = 20) -> None:
         self.path, self.frames = Path(path), 0
-        self._like, self._quality, self._want_sound = like, quality, sound
+        self._like, self._quality = like, quality
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> VideoWriter:
@@ -236,7 +269,7 @@ class VideoWriter:
             context.options = {"crf": str(self._quality), "preset": "veryfast"}
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED_RANGE
-            self._sound = stack.enter_context(_Sound(like, self._file)) if like.sound and self._want_sound else None
+            self._sound = stack.enter_context(_Sound(like, self._file)) if like.sound else None
             self._offset = round(like.start / like.time_base)
             self._cleanup = stack.pop_all()
         return self
@@ -258,7 +291,10 @@ class VideoWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         if not self.frames:
-            self._cleanup.__exit__(kind or VideoError, error or VideoError("no frame was written"), trace)
+            nothing = error or VideoError(f"{self.path}: no frame was written")
+            self._cleanup.__exit__(type(nothing), nothing, trace)
+            if error is None:
+                raise nothing
             return
         with self._cleanup:
             if self._sound and error is None:
@@ -269,7 +305,7 @@ class VideoWriter:
 class _Sound:
     """The first sound of a file, given to an MP4 in step with its frames."""
 
-    def __init__(self, video: VideoReader, out: av.container.OutputContainer) -> None:
+    def __init__(self, video: VideoFormat, out: av.container.OutputContainer) -> None:
         self._start, self._notes, self._out = video.start, video.notes, out
         self._in = av.open(str(video.path))
         self._stream = self._in.streams.audio[0]
@@ -315,3 +351,42 @@ class _Sound:
                     yield packet
         except av.FFmpegError as error:
             self._notes.append(f"the sound breaks off: {error.strerror}")
+
+
+def player(path: Path | str, most_bytes: int = 6 * 2**20) -> Any:
+    """A player for a notebook that carries the video within itself, so that it plays wherever the notebook is opened.
+
+    A file of more than `most_bytes` is shown as a preview: half the size, coarser, and as much of it as fits.
+    """
+    from IPython.display import Video
+
+    path = Path(path)
+    if path.stat().st_size > most_bytes:
+        path = _preview(path, most_bytes)
+    return Video(data=path.read_bytes(), mimetype="video/mp4", embed=True, html_attributes="controls loop muted")
+
+
+def _preview(path: Path, most_bytes: int) -> Path:
+    """Write the preview beside the video and return its path."""
+    video, out = VideoReader(path), path.with_name(f"{path.stem}_preview.mp4")
+    width, height = max(2, video.width // 4 * 2), max(2, video.height // 4 * 2)
+    small = Silent(width, height, max(1, round(video.fps)))
+    length = len(video)
+    while True:
+        with VideoWriter(out, small, quality=32) as writer:
+            for frame in video:
+                if frame.index == length:
+                    break
+                image = np.array(Image.fromarray(frame.image).resize((width, height), reducing_gap=2.0))
+                writer.write(image, frame.index)
+        size = out.stat().st_size
+        if size <= most_bytes or length == 1:
+            return out
+        length = max(1, int(0.9 * length * most_bytes / size))
+
+
+def spread_frames(path: Path | str, count: int) -> list[Frame]:
+    """Up to `count` frames of a video, spread evenly over its length, the first and the last among them."""
+    video = VideoReader(path)
+    wanted = set(np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int).tolist())
+    return [frame for frame in video if frame.index in wanted]

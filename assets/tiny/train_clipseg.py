@@ -23,11 +23,11 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 from helpers.checkpoint import atomic_path
 from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 
-STAGES = ((96, 7000), (128, 800), (192, 350))  # pixels and steps: what is learned on few patches serves on many
+STAGES = ((96, 7000), (128, 800), (192, 850))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's
 PATCH = 8
 SCENES = 12  # a step; all phrases of a scene share one pass of the vision tower
-PRESENT, ABSENT = 3, 3  # phrases a scene, at most
+PRESENT, ABSENT = 3, 5  # phrases a scene, at most
 SMALLEST = 5.5  # least diameter of an object, in pixels of the model's input
 LEARNING_RATE, MUON_RATE, WARMUP, WEIGHT_DECAY = 1e-3, 2.5e-3, 100, 0.02
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of the pixels in [0, 1]

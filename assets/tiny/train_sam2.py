@@ -107,7 +107,7 @@ MODEL = {
             },
         },
     },
-    "num_maskmem": 7,
+    "num_maskmem": 4,  # 7 in the released models: on a CPU the attention to them takes most of the time
     "image_size": SIZE,
     "sigmoid_scale_for_mem_enc": 20.0,
     "sigmoid_bias_for_mem_enc": -10.0,
@@ -149,9 +149,10 @@ POINTS = 48  # the masks are compared at POINTS x POINTS places in and around th
 
 
 # Afterwards every second step sees clips. (size, clips a step, frames of each), drawn with these chances:
-CLIPS, CLIP_CHANCES = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 4)), (0.6, 0.25, 0.15)
+CLIPS, CLIP_CHANCES = ((192, 3, 5), (320, 1, 5), (SIZE, 1, 4)), (0.65, 0.22, 0.13)
 IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size, images a step) of the other steps, with the same chances
 CLIP_STEPS = 2600
+TRUE_MEMORY = 0.9, 0.3  # share of the memories that hold the true mask, at the first step and at the last
 CLIP_RATE, CLIP_MUON_RATE = 5e-4, 1e-3
 OBJECTS = 3  # most that are followed in a clip
 TIME_SPAN = 60  # frames; SAM 2 measures the age of what it remembers by the length of a clip if that is under 16
@@ -386,8 +387,8 @@ def _box(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def _clip_rows(rng: np.random.Generator, clip: Clip, first: int, size: int) -> list[list[tuple[Any, ...]]]:
-    """For each object followed a row of `Batch` for each frame, whose images are numbered from `first`. Only the first
-    one's box is a prompt."""
+    """For each object followed a row for each frame, whose images are numbered from `first`: the true mask
+    [S/4, S/4] as logits, and what `Batch` holds. Only the first box of an object is a prompt."""
     tall, wide = clip.frames.shape[1:3]
     at = (np.arange(POINTS) + 0.5) / POINTS
     tracks = []
@@ -411,23 +412,30 @@ def _clip_rows(rng: np.random.Generator, clip: Clip, first: int, size: int) -> l
                 np.minimum(y * tall, tall - 1).astype(int)[:, None], np.minimum(x * wide, wide - 1).astype(int)
             ]
             prompt = _jitter(rng, box, size) if t == 0 else box
-            track.append((first + t, prompt, visible, not visible, i, window, places, areas))
+            small = cv2.resize(
+                clip.objects[i].masks[t].astype(np.float32), (size // 4,) * 2, interpolation=cv2.INTER_AREA
+            )
+            track.append((20 * small - 10, first + t, prompt, visible, not visible, i, window, places, areas))
         tracks.append(track)
     return tracks
 
 
-def follow(model: torch.nn.Module, images: Tensor, tracks: list[list[tuple]], forced: bool) -> tuple[Batch, tuple]:
+def follow(
+    model: torch.nn.Module, images: Tensor, tracks: list[list[tuple]], forced: bool, truth: float
+) -> tuple[Batch, tuple]:
     """What the model makes of each object on each frame, the first one prompted with its box: the batch of all frames'
     rows, and its logits, estimates and presence as from `predict`, but with memories and pointers as SAM 2 uses them
     (`SAM2Base.track_step`). While `forced`, the memory is told whether the object can be seen: the package's hard
-    choice lets no gradient through."""
+    choice lets no gradient through. `truth` is the share of the memories that are made of the true mask: those of bad
+    masks teach nothing."""
     out = model.forward_image(images)
     levels, positions = out["backbone_fpn"], out["vision_pos_enc"]
     sizes = [level.shape[-2:] for level in levels]
     memory: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     batches, answers = [], []
     for t, rows in enumerate(zip(*tracks, strict=True)):
-        batch = Batch(images, *_columns(list(rows)))
+        true_mask, *columns = _columns(list(rows))
+        batch = Batch(images, *columns)
         count = len(rows)
         current = [level[batch.image] for level in levels]
         tokens, token_positions = (
@@ -457,7 +465,10 @@ def follow(model: torch.nn.Module, images: Tensor, tracks: list[list[tuple]], fo
             high_res_features=current[:2],
         )
         visible = (batch.good if forced else present[:, 0].detach() > 0)[:, None]  # [N, 1]
-        mask = torch.where(visible[..., None, None], logits[:, :1], torch.tensor(-1024.0))
+        told = torch.rand(count, 1, 1, 1) < truth
+        visible = torch.where(told[:, 0, 0], batch.good[:, None], visible)
+        mask = torch.where(told, true_mask[:, None], logits[:, :1])
+        mask = torch.where(visible[..., None, None], mask, torch.tensor(-1024.0))
         encoded, encoded_positions = model._encode_new_memory(
             current_vision_feats=tokens,
             feat_sizes=sizes,
@@ -502,7 +513,9 @@ def train_on_clips(model: torch.nn.Module, seed: int, state_file: Path) -> None:
             pictures = [
                 cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for c in clips for frame in c.frames
             ]
-            batch, answer = follow(model, normalised(pictures, MEAN, STD), tracks, forced=rng.random() < 0.7)
+            truth = TRUE_MEMORY[0] + (TRUE_MEMORY[1] - TRUE_MEMORY[0]) * step / CLIP_STEPS
+            pixels = normalised(pictures, MEAN, STD)
+            batch, answer = follow(model, pixels, tracks, forced=rng.random() < 0.7, truth=truth)
             loss, figures = losses(batch, *answer)
             loss = loss + 0.4 * F.binary_cross_entropy_with_logits(answer[2][:, 0], batch.good.float())
             right = ((answer[2][:, 0] > 0) == batch.good).float().mean()
