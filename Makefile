@@ -5,6 +5,7 @@ OUT    ?= outputs
 PRESET ?= quick
 DATA   ?=
 IMAGE  ?=
+VIDEO  ?=
 PROMPT ?=
 MODELS ?=
 
@@ -13,7 +14,7 @@ BIN := .venv/bin
 Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)") $(if $(filter auto,$(DATA)),,-p download False)
 # Likewise MODELS=auto or MODELS=full; without it, models in ./weights are used, else the embedded tiny ones.
 Q2 = -r OUT_DIR "$(OUT)/q2" -r models "$(or $(MODELS),auto)" $(if $(filter auto full,$(MODELS)),,-p download False) \
-     $(if $(IMAGE),-r IMAGE_PATH "$(IMAGE)") $(if $(PROMPT),-r TEXT_PROMPT "$(PROMPT)")
+     $(if $(IMAGE),-r IMAGE_PATH "$(IMAGE)") $(if $(VIDEO),-r VIDEO_PATH "$(VIDEO)") $(if $(PROMPT),-r TEXT_PROMPT "$(PROMPT)")
 PAPERMILL = TQDM_DISABLE=1 $(BIN)/papermill --log-output --no-progress-bar --kernel python3
 
 .PHONY: setup run test

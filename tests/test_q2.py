@@ -272,3 +272,140 @@ def test_masks_belong_to_their_boxes(q2):
     assert [d.mask.sum() for d in masked] == [20, 6] and [d.label for d in masked] == ["cat", "cat"]
     assert q2.add_masks(sam, []) == []
     assert SimpleNamespace(**vars(detections[0])).mask is None  # what was given is not changed
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+class FakeTracker:
+    """Hands out the masks that a test sets; notes what is asked of it."""
+
+    def __init__(self):
+        self.objects, self.removed = {}, []
+
+    def add(self, number, box=None, mask=None):
+        assert number not in self.objects
+        mask = box_mask(*box) if mask is None else mask
+        self.objects[number] = mask
+        return mask
+
+    def remove(self, number):
+        del self.objects[number]
+        self.removed.append(number)
+
+
+def box_mask(x0, y0, x1, y1):
+    mask = np.zeros(IMAGE.shape[:2], bool)
+    mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+    return mask
+
+
+def seen(label, *box, score=0.8):
+    return Detection(label, score, box, "groundingdino", box_mask(*box), 0.9)
+
+
+def painted(*boxes):
+    """An image with a red or a blue rectangle for each (colour, box)."""
+    image = IMAGE.copy()
+    for colour, box in boxes:
+        image[box_mask(*box)] = {"red": (200, 20, 20), "blue": (20, 20, 200)}[colour]
+    return image
+
+
+LEFT, RIGHT = (4, 10, 24, 30), (60, 10, 80, 30)
+
+
+@pytest.fixture
+def followed(q2):
+    """A tracker and its tracks after two cats were seen, a red one on the left and a blue one on the right."""
+    tracker, tracks = FakeTracker(), []
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50)
+    assert [(t.id, t.number, t.label) for t in tracks] == [(1, 1, "cat"), (2, 2, "cat")]
+    return tracker, tracks
+
+
+def test_what_overlaps_an_object_in_sight_is_that_object(q2, followed):
+    tracker, tracks = followed
+    moved = (7, 11, 27, 31)
+    detections = [seen("cat", *moved, score=0.6), seen("red dog", *RIGHT)]
+    q2.add_tracks(tracker, tracks, detections, painted(("red", moved), ("blue", RIGHT)), 50)
+    assert len(tracks) == 2 and len(tracker.objects) == 2
+    assert [(t.label, t.score) for t in tracks] == [("cat", 0.6), ("cat", 0.8)]  # another label changes nothing
+
+
+def test_what_overlaps_nothing_is_new(q2, followed):
+    tracker, tracks = followed
+    middle = (34, 40, 50, 60)
+    image = painted(("red", LEFT), ("blue", RIGHT), ("red", middle))
+    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 50)
+    assert [t.id for t in tracks] == [1, 2, 3] and set(tracker.objects) == {1, 2, 3}
+    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], image, 3)  # max_objects is reached
+    assert len(tracks) == 3
+
+
+def test_a_lost_object_keeps_its_id_when_it_is_back(q2, followed):
+    tracker, tracks = followed
+    for track in tracks:
+        track.mask = np.zeros_like(track.mask)
+    back = (40, 40, 60, 60)
+    q2.add_tracks(tracker, tracks, [seen("cat", *back)], painted(("blue", back)), 50)
+    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True)]  # by its colour
+    assert tracks[1].number == 3 and tracker.removed == [2] and set(tracker.objects) == {1, 3}
+    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT)], painted(("red", LEFT)), 50)
+    assert [t.label for t in tracks] == ["cat", "cat", "red dog"]  # another label is another object
+
+
+def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
+    tracker, tracks = followed
+    q2.add_tracks(tracker, tracks, [], IMAGE, 50)
+    q2.merge_duplicates(tracker, tracks)
+    assert len(tracks) == 2 and not tracker.removed
+
+
+def test_duplicates_are_merged_into_the_older_one(q2, followed):
+    tracker, tracks = followed
+    tracks[1].mask = tracks[0].mask.copy()
+    tracks.append(replace(tracks[0], id=3, label="red dog", number=3))
+    tracker.objects[3] = tracks[0].mask
+    q2.merge_duplicates(tracker, tracks)
+    assert [t.id for t in tracks] == [1, 3] and tracker.removed == [2]
+
+
+class FakeFrames(list):
+    fps = 10.0
+
+
+def frames_of(count):
+    return FakeFrames(SimpleNamespace(index=i, image=np.full_like(IMAGE, i)) for i in range(count))
+
+
+def test_the_seed_is_the_first_frame_with_a_detection(q2, networks, settings, monkeypatch):
+    fakes, looked = networks(), []
+
+    def detect(dino, image, phrases, settings):
+        looked.append(int(image[0, 0, 0]))
+        return [seen("cat", *LEFT)] if image[0, 0, 0] >= 7 else []
+
+    monkeypatch.setattr(q2, "detect", detect)
+    index, found = q2.seed_frame(fakes, frames_of(20), ["cat"], settings, 5)
+    assert (index, [d.label for d in found]) == (10, ["cat"]) and looked == [0, 5, 10]
+    assert fakes.clipseg.asked == []
+
+
+def test_clipseg_seeds_only_after_the_whole_clip_has_been_searched(q2, networks, settings):
+    fakes = networks(maps={"cat": blob(4, 4, 12, 12, 0.9)})
+    index, found = q2.seed_frame(fakes, frames_of(9), ["cat"], settings, 4)
+    assert index == 0 and [d.source for d in found] == ["clipseg"]
+    assert len(fakes.dino.captions) == 3 and len(fakes.clipseg.asked) == 1
+    assert q2.seed_frame(networks(), frames_of(9), ["cat"], settings, 4) == (None, [])
+
+
+def test_j_counts_frames_on_which_an_absent_object_has_no_mask(q2):
+    masks = np.zeros((4, *IMAGE.shape[:2]), bool)
+    masks[:2] = box_mask(*LEFT)
+    truth = SimpleNamespace(frames=np.zeros((4, *IMAGE.shape), np.uint8), objects=[SimpleNamespace(masks=masks)])
+    entry = q2.track_entry(1, "cat", 0.5, box_mask(*LEFT))
+    frames = [{"objects": [entry]}, {"objects": []}, {"objects": []}, {"objects": [entry]}]
+    assert q2.mean_j(frames, truth) == pytest.approx(0.5)  # right, missed, right, a ghost
+    assert q2.mean_j([{"objects": []}] * 4, truth) == pytest.approx(0.5)

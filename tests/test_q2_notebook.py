@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import nbrun
 from helpers.examples import draw_examples
 from helpers.outputs import decode_mask
 from helpers.prompts import parse_phrases
-from helpers.synthetic import make_scene
+from helpers.synthetic import make_clip, make_scene
+from helpers.video import Silent, VideoReader, VideoWriter
 
 ROOT = nbload.ROOT
 # fmt: off
 PARAMETERS = [
-    "IMAGE_PATH", "TEXT_PROMPT", "OUT_DIR", "box_threshold", "text_threshold", "clipseg_thr", "nms_iou", "max_objects",
-    "models", "dino_weights", "sam2_weights", "clipseg_weights", "bert_path", "download", "seed",
+    "IMAGE_PATH", "TEXT_PROMPT", "VIDEO_PATH", "OUT_DIR", "box_threshold", "text_threshold", "clipseg_thr", "nms_iou",
+    "max_objects", "models", "dino_weights", "sam2_weights", "clipseg_weights", "bert_path", "download",
+    "redetect_every", "max_seconds", "compile", "seed",
 ]
 # fmt: on
 # Whoever imports this at start-up cannot reach any network; unix sockets and this machine itself (the kernel's own
@@ -101,10 +104,61 @@ def test_q2_does_the_whole_folder(run):
         assert int(row["objects"]) == len(json.loads((folder / "detections.json").read_text())["detections"])
 
 
-@pytest.mark.parametrize("name", ["boxes", "masks", "clipseg", "result", "thresholds", "folder"])
+@pytest.mark.parametrize(
+    "name", ["boxes", "masks", "clipseg", "result", "thresholds", "folder", "video_strip", "video_areas"]
+)
 def test_q2_figures_are_pictures_with_something_on_them(run, name):
     pixels = np.asarray(Image.open(run / f"{name}.png").convert("L"))
     assert min(pixels.shape) > 100 and pixels.std() > 5 and (run / f"{name}.png").stat().st_size < 1_000_000
+
+
+def check_tracks(folder: Path, video: Path, complete: bool = True) -> dict:
+    """`tracks.json` and the overlay agree with the contract and with the video; returns the record."""
+    record, source = json.loads((folder / "tracks.json").read_text()), VideoReader(video)
+    assert record.keys() == {"video", "prompt", "models", "complete", "frames"} and record["complete"] is complete
+    assert record["video"].keys() == {"path", "width", "height", "fps", "frames"}
+    assert record["video"]["frames"] == len(record["frames"]) and (len(record["frames"]) == len(source)) == complete
+    overlay = list(VideoReader(folder / "video_overlay.mp4"))
+    assert len(overlay) == len(record["frames"])
+    labels = {}
+    for i, (frame, drawn) in enumerate(zip(record["frames"], overlay, strict=True)):
+        assert frame["index"] == i and frame["time"] == pytest.approx(drawn.time, abs=0.01)
+        for entry in frame["objects"]:
+            assert entry.keys() == {"id", "label", "score", "box", "mask"}
+            assert labels.setdefault(entry["id"], entry["label"]) == entry["label"]
+            mask = decode_mask(entry["mask"])
+            assert mask.shape == (source.height, source.width)
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            assert entry["box"] == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    return record
+
+
+def test_q2_tracks_the_clip(run):
+    record = check_tracks(run, run / "examples" / "shapes.mp4")
+    assert set(record["prompt"].split(". ")) >= {o["label"] for f in record["frames"] for o in f["objects"]}
+    score = float(re.search(r"J ([\d.]+); 3 objects", nbrun.printed(run))[1])
+    assert score > 0.7
+    executed = (run / "executed.ipynb").read_text()
+    assert "data:video/mp4;base64" in executed
+
+
+def test_q2_stops_a_video_in_time_and_keeps_what_is_done(tmp_path):
+    clip, frames = make_clip(3, 97, 131, 60).frames, 60
+    with VideoWriter(tmp_path / "clip.mp4", Silent(131, 97, 20)) as writer:
+        for i in range(frames):
+            writer.write(clip[i], i)
+    Image.fromarray(clip[0]).save(tmp_path / "a.png")
+    given = {
+        "VIDEO_PATH": tmp_path / "clip.mp4",
+        "IMAGE_PATH": tmp_path / "a.png",
+        "TEXT_PROMPT": "circle, square, star",
+    }
+    done = execute(tmp_path / "out", models="tiny", max_seconds=0.5, redetect_every=0, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = check_tracks(tmp_path / "out", tmp_path / "clip.mp4", complete=False)
+    assert 1 <= len(record["frames"]) < frames and "stopped after 0.5 s (max_seconds)" in nbrun.printed(
+        tmp_path / "out"
+    )
 
 
 def test_q2_leaves_out_the_widgets_where_nobody_can_use_them(run):
