@@ -576,7 +576,8 @@ def _path(rng, frames, diameter, height, width, kind):
         inside = rng.uniform(0.3, 0.7, (2, 2)) * sides
         outside = rng.uniform(0.1, 0.9, 2) * sides
         axis = rng.integers(2)
-        outside[axis] = -diameter / 2 - 2 if rng.random() < 0.5 else sides[axis] + diameter / 2 + 2
+        far = 0.62 * diameter + 2  # it may grow by a fifth
+        outside[axis] = -far if rng.random() < 0.5 else sides[axis] + far
         ends = np.stack([outside, inside[0]]) if kind == "enter" else np.stack([inside[0], outside])
         bend = inside[1]
     t = np.linspace(0, 1, frames)

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from helpers.detections import Detection
-from helpers.outputs import decode_mask, encode_mask, write_detections
+from helpers.outputs import decode_mask, encode_mask, track_entry, write_detections, write_tracks
 from helpers.overlay import draw_instances
 from helpers.synthetic import shape_mask
 
@@ -223,3 +223,21 @@ def test_a_folder_that_is_a_file(tmp_path, image):
     (tmp_path / "out").touch()
     with pytest.raises(OSError, match="out: the results could not be written there"):
         write(tmp_path / "out", image, [])
+
+
+def test_tracks_are_json_that_another_tool_reads(tmp_path):
+    frames = [
+        {"index": i, "time": i / 24, "objects": [track_entry(1, "red circle", 0.5, disc(20 + i, 30, 24))] if i else []}
+        for i in range(3)
+    ]
+    about = {"path": tmp_path / "é.mp4", "width": 120, "height": 90, "fps": 24.0, "frames": 3}
+    write_tracks(tmp_path / "tracks.json", about, "red circle", MODELS, False, frames)
+    record = json.loads((tmp_path / "tracks.json").read_text(encoding="utf-8"))
+    assert record["complete"] is False and record["video"]["path"].endswith("é.mp4") and record["models"] == MODELS
+    assert [len(frame["objects"]) for frame in record["frames"]] == [0, 1, 1]
+    (entry,) = record["frames"][2]["objects"]
+    mask = coco_mask.decode(entry["mask"]).astype(bool)
+    np.testing.assert_array_equal(mask, disc(22, 30, 24))
+    assert entry["box"] == [10, 18, 34, 42] and entry["score"] == 0.5
+    write_tracks(tmp_path / "none.json", about, "", MODELS, True, [])
+    assert json.loads((tmp_path / "none.json").read_text(encoding="utf-8"))["frames"] == []

@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from helpers.synthetic import COLOURS, SHAPES, make_shapes, shape_mask
+from helpers.examples import draw_example_clip
+from helpers.synthetic import COLOURS, SHAPES, make_clip, make_shapes, shape_mask
+from helpers.video import VideoReader
 
 
 def crescent_area(distance, radius):
@@ -297,3 +299,43 @@ def test_colours_are_distinct_rgb():
     for a, b in combinations(COLOURS.values(), 2):
         assert math.dist(a, b) > 60, (a, b)
     assert all(len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in COLOURS.values())
+
+
+# --- clips -----------------------------------------------------------------------------------------------------------
+
+
+def test_clips_are_equal_for_equal_seeds_and_hold_what_they_say():
+    clip, again = (make_clip(4, 90, 130, 20) for _ in range(2))
+    assert clip.frames.shape == (20, 90, 130, 3) and clip.frames.dtype == np.uint8
+    np.testing.assert_array_equal(clip.frames, again.frames)
+    assert (make_clip(5, 90, 130, 20).frames != clip.frames).any()
+    for seed in range(12):
+        clip = make_clip(seed, 90, 130, 20)
+        assert 2 <= len(clip.objects) <= 4 and clip.objects[0].masks.any()
+        assert len({(item.shape, item.colour) for item in clip.objects}) == len(clip.objects)
+        masks = np.array([item.masks for item in clip.objects])
+        assert masks.dtype == bool and masks.shape[1:] == (20, 90, 130) and masks.sum(0).max() == 1  # none overlap
+
+
+def test_objects_of_a_clip_move_enter_and_leave():
+    clip = make_clip(0, 90, 130, 30, occluders=(0, 0), motions=("stay", "enter", "leave"))
+    shows = np.array([item.masks.any((1, 2)) for item in clip.objects])
+    assert not shows[1, 0] and shows[1, -1] and shows[2, 0] and not shows[2, -1]
+    first, last = (np.argwhere(clip.objects[0].masks[t]).mean(0) for t in (0, -1))
+    assert np.abs(first - last).max() > 3
+
+
+def test_the_example_clip_tells_its_story(tmp_path):
+    path, prompt, clip = draw_example_clip(tmp_path, 0)
+    hidden, late, gone = (item.masks.any((1, 2)) for item in clip.objects)
+    assert hidden[0] and hidden[-1] and (~hidden).sum() >= 4
+    assert not late[0] and late[-1] and gone[0] and not gone[-1]
+    assert prompt.split(". ") == [f"{item.colour} {item.shape}" for item in clip.objects]
+    frames = [frame.image for frame in VideoReader(path)]
+    assert len(frames) == len(clip.frames)
+    assert np.abs(frames[30].astype(int) - clip.frames[30]).mean() < 8  # the coding smooths the noise
+
+
+def test_a_clip_without_room_is_refused():
+    with pytest.raises(ValueError, match="20 x 90 pixels has no room"):
+        make_clip(0, 20, 90, 3)

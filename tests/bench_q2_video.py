@@ -1,0 +1,101 @@
+"""Peak memory and speed of q2's video pipeline by the length of the clip: 1080p, two objects, the tiny models.
+
+    python tests/bench_q2_video.py [--frames 200 2000] [--out assets/measured]
+
+Each length runs in a process of its own, from the text to `video_overlay.mp4` and `tracks.json`. The table, as Markdown
+and CSV, says on which machine and with which versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
+
+from helpers import device, environment  # noqa: E402
+from helpers.checkpoint import write_csv  # noqa: E402
+from helpers.synthetic import shape_mask  # noqa: E402
+from helpers.video import Silent, VideoReader, VideoWriter  # noqa: E402
+
+HEIGHT, WIDTH, FPS = 1080, 1920, 30
+OBJECTS = (("circle", (220, 40, 40), 300, 0.0), ("square", (40, 80, 220), 360, 2.0))
+PROMPT = ("red circle", "blue square")
+
+
+def draw_clip(path: Path, frames: int) -> None:
+    """Two shapes that go round, one above the other, on grey."""
+    with VideoWriter(path, Silent(WIDTH, HEIGHT, FPS)) as writer:
+        for i in range(frames):
+            image = np.full((HEIGHT, WIDTH, 3), 150, np.uint8)
+            for row, (shape, colour, size, phase) in enumerate(OBJECTS):
+                x = WIDTH / 2 + 0.35 * WIDTH * np.sin(2 * np.pi * i / 300 + phase)
+                mask = shape_mask(shape, HEIGHT, WIDTH, x, HEIGHT * (0.27 + 0.46 * row), size)
+                image[mask >= 0.5] = colour
+            writer.write(image, i)
+
+
+def run_once(path: Path, out: Path) -> dict:
+    """In this process: the figures of one clip."""
+    from measure import load_tiny
+
+    import nbload
+
+    q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
+    networks = load_tiny(q2, compute)
+    clip = VideoReader(path)
+    start = time.perf_counter()
+    frames, complete = q2.segment_video(
+        networks, clip, list(PROMPT), q2.Settings(0.35, 0.25, 0.4, 0.7, 50), out, every=50
+    )
+    seconds = time.perf_counter() - start
+    return {
+        "frames": len(frames),
+        "complete": complete,
+        "objects": len({o["id"] for frame in frames for o in frame["objects"]}),
+        "frames a second": round(len(frames) / seconds, 2),
+        "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "device": str(compute),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000])
+    parser.add_argument("--out", type=Path, help="write bench_q2_video.md and .csv here")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run_once(args.one, args.one.parent)))
+        return
+    rows = []
+    for count in args.frames:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_clip(Path(folder) / "clip.mp4", count)
+            command = [sys.executable, __file__, "--one", str(Path(folder) / "clip.mp4")]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    versions = environment.versions("torch", "sam2", "av", "numpy")
+    shown = ["frames", "objects", "frames a second", "peak memory, MB"]
+    made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
+    lines = [f"`{made_by}`, 1080p, {rows[0]['device']}, {versions}"]
+    lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
+    lines += ["| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows]
+    print("\n".join(lines))
+    if args.out:
+        (args.out / "bench_q2_video.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_csv(rows, args.out / "bench_q2_video.csv")
+
+
+if __name__ == "__main__":
+    main()
