@@ -356,6 +356,26 @@ def test_a_lost_object_keeps_its_id_when_it_is_back(q2, followed):
     assert [t.label for t in tracks] == ["cat", "cat", "red dog"]  # another label is another object
 
 
+def test_a_track_that_slipped_to_another_object_is_taken_back(q2, followed):
+    tracker, tracks = followed
+    tracks[0].mask = box_mask(*RIGHT)  # of the red cat: now on something blue
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    detections = [seen("cat", *LEFT), seen("red dog", *RIGHT)]
+    tracker.remove(tracks.pop().number)
+    q2.add_tracks(tracker, tracks, detections, image, 50)
+    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "red dog")]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
+    np.testing.assert_array_equal(tracks[1].mask, box_mask(*RIGHT))
+
+
+def test_a_mask_that_disagrees_with_its_detection_starts_afresh(q2, followed):
+    tracker, tracks = followed
+    tracks[0].mask = box_mask(4, 10, 14, 30)  # half of it
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], painted(("red", LEFT), ("blue", RIGHT)), 50)
+    assert [t.id for t in tracks] == [1, 2] and tracker.removed == [1]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
+
+
 def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
     tracker, tracks = followed
     q2.add_tracks(tracker, tracks, [], IMAGE, 50)

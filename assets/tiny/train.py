@@ -1,9 +1,10 @@
-"""Train the embedded tiny models again, from a seed, on two CPU cores in about three hours:
+"""Train the embedded tiny models again, from a seed, on one CPU core in about four hours:
 
     python assets/tiny/train.py                    # all three, then the table of assets/tiny/measure.py
     python assets/tiny/train.py sam2 --seed 1      # one of them
 
-A run that was interrupted goes on from its state in --work. Needs the packages of requirements.txt and SciPy.
+A run that was interrupted goes on from its state in --work. Needs PyTorch 2.9, the packages of
+requirements.txt, and SciPy.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ TRAININGS = {"groundingdino": train_groundingdino.train, "sam2": train_sam2.trai
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*TRAININGS, []], help="which ones; all of them if none is named")
+    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(TRAININGS)}; all if none is named")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny"), help="for states to go on from")
     parser.add_argument("--out", type=Path, default=HERE, help="where the folders of the models are written")
     args = parser.parse_args()
+    if unknown := set(args.models) - TRAININGS.keys():
+        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(TRAININGS)}")
     args.work.mkdir(parents=True, exist_ok=True)
     for name in args.models or TRAININGS:
         TRAININGS[name](args.seed, args.work, args.out / name)
