@@ -378,6 +378,17 @@ def _kinds(rng, n):
     return kinds
 
 
+def _begin(seed, height, width, min_diameter):
+    """The generator and the background, float32 [H, W, 3], of a scene or a clip; ValueError if no object has room."""
+    if min(height, width) < min_diameter + 4:
+        raise ValueError(f"an image of {height} x {width} pixels has no room for an object of {min_diameter:g} pixels")
+    rng = np.random.default_rng(seed)
+    image = _background(rng, height, width)
+    if rng.random() < 0.5:
+        _add_strokes(rng, image)
+    return rng, image
+
+
 def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, max_share=0.5):
     """Draw objects of several shapes, colours and sizes, some overlapping, on a flat, shaded, textured or noisy
     background. Distractors share their colour or their shape with another object.
@@ -390,12 +401,7 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
     Returns a `Scene`. Raises ValueError for an image in which the smallest object has no room.
     """
     largest = max_share * min(height, width)
-    if min(height, width) < min_diameter + 4:
-        raise ValueError(f"an image of {height} x {width} pixels has no room for an object of {min_diameter:g} pixels")
-    rng = np.random.default_rng(seed)
-    image = _background(rng, height, width)
-    if rng.random() < 0.5:
-        _add_strokes(rng, image)
+    rng, image = _begin(seed, height, width, min_diameter)
     placed: list[SceneObject] = []
     whole_areas: list[int] = []
     for shape, colour in _kinds(rng, rng.integers(objects[0], objects[1] + 1)):
@@ -611,12 +617,7 @@ def make_clip(
     Returns a `Clip`; no two of its objects have both their shape and their colour in common. Raises ValueError for an
     image in which the smallest object has no room.
     """
-    if min(height, width) < min_diameter + 4:
-        raise ValueError(f"an image of {height} x {width} pixels has no room for an object of {min_diameter:g} pixels")
-    rng = np.random.default_rng(seed)
-    background = _background(rng, height, width)
-    if rng.random() < 0.5:
-        _add_strokes(rng, background)
+    rng, background = _begin(seed, height, width, min_diameter)
     objects = objects if motions is None else (len(motions),) * 2
     kinds = list(dict.fromkeys(_kinds(rng, rng.integers(objects[0], objects[1] + 1))))
     while len(kinds) < objects[0]:

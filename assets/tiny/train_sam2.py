@@ -276,6 +276,19 @@ def _columns(rows: list[tuple[Any, ...]]) -> list[Tensor]:
     return [c.float() if c.is_floating_point() else c for c in columns]
 
 
+def decode(model: torch.nn.Module, features: Tensor, fine: list[Tensor], points: tuple[Tensor, Tensor]) -> tuple:
+    """Mask logits, estimates, tokens and presence for prompts: points [N, K, 2] in pixels and their labels [N, K]."""
+    sparse, dense = model.sam_prompt_encoder(points, None, None)
+    return model.sam_mask_decoder.predict_masks(
+        image_embeddings=features,
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=fine,
+    )
+
+
 def predict(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits [N, 4, S/4, S/4] of the single and the three ambiguous masks, estimates [N, 4] of their IoU, and the
     logits [N, 1] of an object being there: what `SAM2ImagePredictor` computes. And the features [N, S*S/256, WIDTH] of
@@ -284,17 +297,9 @@ def predict(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tenso
     features[-1] = features[-1] + model.no_mem_embed.permute(1, 2, 0)[..., None]
     fine, middle, coarse = (level[batch.image] for level in features)
     labels = torch.tensor([[2, 3]]).expand(len(batch.boxes), 2)  # the two corners of a box
-    sparse, dense = model.sam_prompt_encoder((batch.boxes.reshape(-1, 2, 2), labels), None, None)
     left: list[Tensor] = []
     hook = model.sam_mask_decoder.transformer.register_forward_hook(lambda *call: left.append(call[2][1]))
-    logits, ious, _, present = model.sam_mask_decoder.predict_masks(
-        image_embeddings=coarse,
-        image_pe=model.sam_prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        repeat_image=False,
-        high_res_features=[fine, middle],
-    )
+    logits, ious, _, present = decode(model, coarse, [fine, middle], (batch.boxes.reshape(-1, 2, 2), labels))
     hook.remove()
     return logits, ious, present, left[0]
 
@@ -455,15 +460,7 @@ def follow(
             prompt = batch.boxes.reshape(-1, 2, 2), torch.tensor([[2, 3]]).expand(count, 2)
         else:
             prompt = torch.zeros(count, 1, 2), -torch.ones(count, 1, dtype=torch.int32)
-        sparse, dense = model.sam_prompt_encoder(prompt, None, None)
-        logits, ious, objects, present = model.sam_mask_decoder.predict_masks(
-            image_embeddings=features,
-            image_pe=model.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=current[:2],
-        )
+        logits, ious, objects, present = decode(model, features, current[:2], prompt)
         visible = (batch.good if forced else present[:, 0].detach() > 0)[:, None]  # [N, 1]
         told = torch.rand(count, 1, 1, 1) < truth
         visible = torch.where(told[:, 0, 0], batch.good[:, None], visible)
