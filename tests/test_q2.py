@@ -1,5 +1,6 @@
 """The pipeline of q2.ipynb, with networks that answer what a test tells them to."""
 
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -282,6 +283,7 @@ class FakeTracker:
 
     def __init__(self):
         self.objects, self.removed = {}, []
+        self.ids = itertools.count(1)
 
     def add(self, number, box=None, mask=None):
         assert number not in self.objects
@@ -320,7 +322,7 @@ def followed(q2):
     """A tracker and its tracks after two cats were seen, a red one on the left and a blue one on the right."""
     tracker, tracks = FakeTracker(), []
     image = painted(("red", LEFT), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50)
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50, tracker.ids)
     assert [(t.id, t.number, t.label) for t in tracks] == [(1, 1, "cat"), (2, 2, "cat")]
     return tracker, tracks
 
@@ -329,7 +331,7 @@ def test_what_overlaps_an_object_in_sight_is_that_object(q2, followed):
     tracker, tracks = followed
     moved = (7, 11, 27, 31)
     detections = [seen("cat", *moved, score=0.6), seen("red dog", *RIGHT)]
-    q2.add_tracks(tracker, tracks, detections, painted(("red", moved), ("blue", RIGHT)), 50)
+    q2.add_tracks(tracker, tracks, detections, painted(("red", moved), ("blue", RIGHT)), 50, tracker.ids)
     assert len(tracks) == 2 and len(tracker.objects) == 2
     assert [(t.label, t.score) for t in tracks] == [("cat", 0.6), ("cat", 0.8)]  # another label changes nothing
 
@@ -338,9 +340,9 @@ def test_what_overlaps_nothing_is_new(q2, followed):
     tracker, tracks = followed
     middle = (34, 40, 50, 60)
     image = painted(("red", LEFT), ("blue", RIGHT), ("red", middle))
-    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 50)
+    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 50, tracker.ids)
     assert [t.id for t in tracks] == [1, 2, 3] and set(tracker.objects) == {1, 2, 3}
-    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], image, 3)  # max_objects is reached
+    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], image, 3, tracker.ids)  # max_objects is reached
     assert len(tracks) == 3
 
 
@@ -349,10 +351,10 @@ def test_a_lost_object_keeps_its_id_when_it_is_back(q2, followed):
     for track in tracks:
         track.mask = np.zeros_like(track.mask)
     back = (40, 40, 60, 60)
-    q2.add_tracks(tracker, tracks, [seen("cat", *back)], painted(("blue", back)), 50)
+    q2.add_tracks(tracker, tracks, [seen("cat", *back)], painted(("blue", back)), 50, tracker.ids)
     assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True)]  # by its colour
     assert tracks[1].number == 3 and tracker.removed == [2] and set(tracker.objects) == {1, 3}
-    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT)], painted(("red", LEFT)), 50)
+    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT)], painted(("red", LEFT)), 50, tracker.ids)
     assert [t.label for t in tracks] == ["cat", "cat", "red dog"]  # another label is another object
 
 
@@ -362,8 +364,8 @@ def test_a_track_that_slipped_to_another_object_is_taken_back(q2, followed):
     image = painted(("red", LEFT), ("blue", RIGHT))
     detections = [seen("cat", *LEFT), seen("red dog", *RIGHT)]
     tracker.remove(tracks.pop().number)
-    q2.add_tracks(tracker, tracks, detections, image, 50)
-    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "red dog")]
+    q2.add_tracks(tracker, tracks, detections, image, 50, tracker.ids)
+    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (3, "red dog")]
     np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
     np.testing.assert_array_equal(tracks[1].mask, box_mask(*RIGHT))
 
@@ -371,14 +373,46 @@ def test_a_track_that_slipped_to_another_object_is_taken_back(q2, followed):
 def test_a_mask_that_disagrees_with_its_detection_starts_afresh(q2, followed):
     tracker, tracks = followed
     tracks[0].mask = box_mask(4, 10, 14, 30)  # half of it
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], painted(("red", LEFT), ("blue", RIGHT)), 50)
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], painted(("red", LEFT), ("blue", RIGHT)), 50, tracker.ids)
     assert [t.id for t in tracks] == [1, 2] and tracker.removed == [1]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
+
+
+def test_a_track_that_lies_on_another_one_is_lost(q2, followed):
+    tracker, tracks = followed
+    image = painted(("red", LEFT), ("red", RIGHT))
+    below = (60, 40, 80, 60)
+    q2.add_tracks(tracker, tracks, [seen("red dog", *below)], painted(("red", below)), 50, tracker.ids)
+    tracks[0].mask = tracks[2].mask = box_mask(*RIGHT)  # of the same colour: only the detector tells them apart
+    tracker.remove(tracks.pop(1).number)
+    q2.add_tracks(tracker, tracks, [seen("red dog", *RIGHT)], image, 50, tracker.ids)
+    assert [(t.id, t.label, t.mask.any()) for t in tracks] == [(1, "cat", False), (3, "red dog", True)]
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("red dog", *RIGHT)], image, 50, tracker.ids)
+    assert [(t.id, t.mask.any()) for t in tracks] == [(1, True), (3, True)]
+
+
+def test_a_track_whose_colour_changed_gives_its_id_to_what_looks_like_it(q2, followed):
+    tracker, tracks = followed
+    below = (4, 40, 24, 60)
+    tracks[0].mask = box_mask(60, 40, 80, 60)  # of the red cat: now on something blue that the detector does not know
+    image = painted(("blue", (60, 40, 80, 60)), ("blue", RIGHT), ("red", below))
+    q2.add_tracks(tracker, tracks, [seen("cat", *below)], image, 50, tracker.ids)
+    assert [t.id for t in tracks] == [1, 2]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*below))
+
+
+def test_two_detections_in_the_place_of_one_track_are_two_objects(q2, followed):
+    tracker, tracks = followed
+    tracks[0].mask = box_mask(4, 10, 44, 30)  # it spread over two cats
+    image = painted(("red", (4, 10, 44, 30)), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", 26, 10, 44, 30)], image, 50, tracker.ids)
+    assert [t.id for t in tracks] == [1, 2, 3]
     np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
 
 
 def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
     tracker, tracks = followed
-    q2.add_tracks(tracker, tracks, [], IMAGE, 50)
+    q2.add_tracks(tracker, tracks, [], IMAGE, 50, tracker.ids)
     q2.merge_duplicates(tracker, tracks)
     assert len(tracks) == 2 and not tracker.removed
 
@@ -390,6 +424,10 @@ def test_duplicates_are_merged_into_the_older_one(q2, followed):
     tracker.objects[3] = tracks[0].mask
     q2.merge_duplicates(tracker, tracks)
     assert [t.id for t in tracks] == [1, 3] and tracker.removed == [2]
+    q2.merge_duplicates(tracker, tracks)
+    tracker.remove(tracks.pop().number)
+    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], IMAGE, 50, tracker.ids)
+    assert [t.id for t in tracks] == [1, 3]  # 2 was merged, and is not given again
 
 
 class FakeFrames(list):

@@ -132,28 +132,19 @@ MODEL = {
     "use_mlp_for_obj_ptr_proj": True,
 }
 
-# (steps, size of the input, images a step, learning rate at the start and at the end). Most is learned on small images,
-# whose objects have as many pixels as the small ones of large images.
-PHASES = (
-    (1400, 192, 8, 1e-3, 4.4e-4),
-    (300, 320, 4, 4.4e-4, 3.2e-4),
-    (500, SIZE, 2, 5e-4, 0.0),
-    (1000, 320, 4, 6e-4, 3e-4),
-    (500, SIZE, 2, 3e-4, 0.0),
-)
-STEPS = sum(steps for steps, *_ in PHASES)
+STEPS, IMAGE_STEPS, SMALL_STEPS = 11000, 1400, 800  # in all; of these, first with images only; of these, with small ones
+IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size of the input, images a step)
+CLIPS = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 5))  # (size, clips a step, frames of each), every second step
+CHANCES = (0.65, 0.22, 0.13)  # of the sizes: small images' objects have as many pixels as small ones of large images
+LEARNING_RATE, MUON_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 2.5e-3, 100, 0.02
 SMALLEST = 9.0  # diameter in pixels of the input
-WARM_UP, WEIGHT_DECAY, CLIP = 200, 0.02, 1.0
 GOOD_BOXES = 3  # most an image; one in `BAD_EVERY` images has another that fits no object
 POINTS = 48  # the masks are compared at POINTS x POINTS places in and around the box
 
 
-# Afterwards every second step sees clips. (size, clips a step, frames of each), drawn with these chances:
-CLIPS, CLIP_CHANCES = ((192, 3, 5), (320, 1, 5), (SIZE, 1, 4)), (0.65, 0.22, 0.13)
-IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size, images a step) of the other steps, with the same chances
-CLIP_STEPS = 2600
-TRUE_MEMORY = 0.9, 0.3  # share of the memories that hold the true mask, at the first step and at the last
-CLIP_RATE, CLIP_MUON_RATE = 5e-4, 1e-3
+# Shares of the memories that hold the true mask, and of the clips whose memories are told the truth about which objects
+# can be seen: at the first step with clips, and from `TRUE_STEPS` steps later on.
+TRUE_MEMORY, TRUE_PRESENCE, TRUE_STEPS = (0.9, 0.15), (1.0, 0.3), 4000
 OBJECTS = 3  # most that are followed in a clip
 TIME_SPAN = 60  # frames; SAM 2 measures the age of what it remembers by the length of a clip if that is under 16
 
@@ -343,10 +334,12 @@ def losses(batch: Batch, logits: Tensor, ious: Tensor, present: Tensor) -> tuple
     chance = inside.sigmoid()
     dice = 1 - (2 * (chance * truth).sum(2) + 1) / (chance.sum(2) + truth.sum(2) + 1)
     stray = logits[good] * outside[good] - 20.0 * ~outside[good]
-    cells = (~outside[good]).sum((2, 3)).clamp(min=64)
-    far = (F.softplus(stray) * stray.sigmoid() ** 2).sum((2, 3)) / cells
+    cells = (~outside).sum((2, 3)).clamp(min=64)
+    far = (F.softplus(stray) * stray.sigmoid() ** 2).sum((2, 3)) / cells[good]
+    nothing = logits[batch.empty]
+    nothing = (F.softplus(nothing) * nothing.sigmoid() ** 2).sum((2, 3)) / cells[batch.empty]
     weights = torch.tensor([1.0, 0.3, 0.3, 0.3])  # the single mask, and those for ambiguous prompts
-    mask = ((2 * cross + dice + 0.5 * far) * weights).sum(1).mean()
+    mask = ((2 * cross + dice + 0.5 * far) * weights).sum(1).mean() + 0.1 * (nothing * weights).sum() / len(logits)
     error = (ious - best) ** 2
     estimate = (error * weights).sum(1).mean()
     sure = good | batch.empty
@@ -367,17 +360,23 @@ def losses(batch: Batch, logits: Tensor, ious: Tensor, present: Tensor) -> tuple
 
 
 def draw_clip(rng: np.random.Generator, size: int, frames: int) -> Clip:
-    """Consecutive frames of a clip, anything from a fast one to a slow one, on the first of which something shows."""
+    """Consecutive frames of a clip, anything from a fast one to a slow one, on the first of which something shows; mostly
+    of which something is hidden later on."""
     while True:
-        length = int(frames * rng.choice((1, 2, 5)))
+        length = round(frames * math.exp(rng.uniform(math.log(1.2), math.log(10))))
         height, width = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
         clip = make_clip(rng, height, width, length, objects=(1, 4), min_diameter=SMALLEST * max(height, width) / size)
-        start = rng.integers(length - frames + 1)
+        shows = np.array([[_shows(mask) for mask in item.masks] for item in clip.objects])  # [N, T]
+        hidden = ~np.array([item.masks.any((1, 2)) for item in clip.objects])
+        starts = [t for t in range(length - frames + 1) if shows[:, t].any()]
+        events = [t for t in starts if (shows[:, t] & hidden[:, t : t + frames].any(1)).any()]
+        if not starts or (not events and rng.random() < 0.4):
+            continue
+        start = rng.choice(events if events and rng.random() < 0.7 else starts)
         clip.frames = clip.frames[start : start + frames]
         for item in clip.objects:
             item.masks = item.masks[start : start + frames]
-        if any(_shows(item.masks[0]) for item in clip.objects):
-            return clip
+        return clip
 
 
 def _shows(mask: np.ndarray) -> bool:
@@ -488,43 +487,6 @@ def follow(
     return Batch(images, **columns), tuple(map(torch.cat, zip(*answers, strict=True)))
 
 
-def train_on_clips(model: torch.nn.Module, seed: int, state_file: Path) -> None:
-    """Steps with clips and steps with images in turn."""
-    head = torch.nn.Linear(WIDTH, 1)
-    optimizers = Optimizers([model, head], WEIGHT_DECAY)
-
-    def step_once(step: int, rng: np.random.Generator) -> dict[str, float]:
-        kind = rng.choice(len(CLIPS), p=CLIP_CHANCES)
-        if step % 2:
-            size, count = IMAGES[kind]
-            set_size(model, size)
-            batch = draw_batch(rng, size, count)
-            *answer, features = predict(model, batch)
-            loss, figures = losses(batch, *answer)
-            loss = loss + 2 * inside_box(head, batch, features)
-        else:
-            size, count, length = CLIPS[kind]
-            set_size(model, size)
-            clips = [draw_clip(rng, size, length) for _ in range(count)]
-            tracks = [row for i, clip in enumerate(clips) for row in _clip_rows(rng, clip, i * length, size)]
-            pictures = [
-                cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for c in clips for frame in c.frames
-            ]
-            truth = TRUE_MEMORY[0] + (TRUE_MEMORY[1] - TRUE_MEMORY[0]) * step / CLIP_STEPS
-            pixels = normalised(pictures, MEAN, STD)
-            batch, answer = follow(model, pixels, tracks, forced=rng.random() < 0.7, truth=truth)
-            loss, figures = losses(batch, *answer)
-            loss = loss + 0.4 * F.binary_cross_entropy_with_logits(answer[2][:, 0], batch.good.float())
-            right = ((answer[2][:, 0] > 0) == batch.good).float().mean()
-            figures = {"clip iou": figures["iou"], "clip presence": right.item()}
-        rate = min(1.0, (step + 1) / 50) * (1 - step / CLIP_STEPS)
-        optimizers.step(loss, rate * CLIP_RATE, rate * CLIP_MUON_RATE)
-        return figures
-
-    parts = {"model": model, "head": head, "adamw": optimizers.adamw, "muon": optimizers.muon}
-    run_steps(state_file, parts, CLIP_STEPS, seed, step_once, every=50)
-
-
 def save(model: torch.nn.Module, out: Path) -> None:
     """Write `config.yaml` and `model.safetensors` (fp16) to the folder `out`."""
     with atomic_path(out / "config.yaml") as temporary:
@@ -533,43 +495,59 @@ def save(model: torch.nn.Module, out: Path) -> None:
         save_file({name: value.detach().half().contiguous() for name, value in model.state_dict().items()}, temporary)
 
 
+def _rate(step: int) -> float:
+    """Share of the learning rates: a warm-up, down to a half by `IMAGE_STEPS` to twice that, at the end to 0."""
+    settled = min(1.0, max(0.5, 1.5 - 0.5 * step / IMAGE_STEPS))
+    return min(1.0, (step + 1) / WARM_UP) * settled * min(1.0, 4 * (1 - step / STEPS))
+
+
+def _towards(ends: tuple[float, float], step: int) -> float:
+    """Between two ends, as `TRUE_STEPS` has it."""
+    return ends[0] + (ends[1] - ends[0]) * min(1.0, (step - IMAGE_STEPS) / TRUE_STEPS)
+
+
 def train(seed: int, work: Path, out: Path) -> None:
     """Train on one thread and write the model to `out`; goes on from what an interrupted run left in `work`."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     model = build().train()
     head = torch.nn.Linear(WIDTH, 1)  # thrown away afterwards
-    parameters = [*model.parameters(), *head.parameters()]
-    matrices = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-    )
+    optimizers = Optimizers([model, head], WEIGHT_DECAY)
 
     def step_once(step: int, rng: np.random.Generator) -> dict[str, float]:
-        ends = np.cumsum([steps for steps, *_ in PHASES])
-        phase = np.searchsorted(ends, step, side="right")
-        steps, size, images, start, end = PHASES[phase]
-        set_size(model, size)
-        for group in optimizer.param_groups:
-            rate = end + (start - end) * (ends[phase] - step) / steps
-            group["lr"] = min(1.0, (step + 1) / WARM_UP) * float(rate)
-        batch = draw_batch(rng, size, images)
-        *answer, features = predict(model, batch)
-        loss, figures = losses(batch, *answer)
-        inside = inside_box(head, batch, features)
-        loss = loss + 2 * inside
-        figures["inside"] = inside.item()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
+        kind = 0 if step < SMALL_STEPS else rng.choice(len(CHANCES), p=CHANCES)
+        if step < IMAGE_STEPS or step % 2:
+            size, count = IMAGES[kind]
+            set_size(model, size)
+            batch = draw_batch(rng, size, count)
+            *answer, features = predict(model, batch)
+            loss, figures = losses(batch, *answer)
+            inside = inside_box(head, batch, features)
+            loss = loss + 2 * inside
+            figures["inside"] = inside.item()
+        else:
+            size, count, length = CLIPS[kind]
+            set_size(model, size)
+            clips = [draw_clip(rng, size, length) for _ in range(count)]
+            tracks = [row for i, clip in enumerate(clips) for row in _clip_rows(rng, clip, i * length, size)]
+            pictures = [
+                cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for c in clips for frame in c.frames
+            ]
+            pixels = normalised(pictures, MEAN, STD)
+            forced = rng.random() < _towards(TRUE_PRESENCE, step)
+            batch, answer = follow(model, pixels, tracks, forced, _towards(TRUE_MEMORY, step))
+            loss, figures = losses(batch, *answer)
+            present = answer[2][:, 0]
+            loss = loss + 0.4 * F.binary_cross_entropy_with_logits(present, batch.good.float())
+            figures = {
+                "clip iou": figures["iou"],
+                "seen": (present[batch.good] > 0).float().mean().item(),
+                "hidden": (present[~batch.good] < 0).float().mean().item(),
+            }
+        optimizers.step(loss, _rate(step) * LEARNING_RATE, _rate(step) * MUON_RATE)
         return figures
 
-    run_steps(
-        work / "sam2.pt", {"model": model, "head": head, "optimizer": optimizer}, STEPS, seed, step_once, every=50
-    )
-    train_on_clips(model, seed + 1, work / "sam2_clips.pt")
+    parts = {"model": model, "head": head, "adamw": optimizers.adamw, "muon": optimizers.muon}
+    run_steps(work / "sam2.pt", parts, STEPS, seed, step_once, every=50)
     set_size(model, SIZE)
     save(model.eval(), out)
