@@ -430,6 +430,57 @@ def test_duplicates_are_merged_into_the_older_one(q2, followed):
     assert [t.id for t in tracks] == [1, 3]  # 2 was merged, and is not given again
 
 
+class BackwardsTracker(FakeTracker):
+    """On frame i, its object `number` is where `paths[number][i]` says; nowhere if that is None."""
+
+    def __init__(self, paths):
+        super().__init__()
+        self.paths, self.shown = paths, []
+
+    @property
+    def numbers(self):
+        return list(self.objects)
+
+    def prepare(self, image):
+        return image
+
+    def show(self, index, prepared):
+        self.shown.append(index)
+
+    def track(self, backwards=False):
+        assert backwards
+        where = {number: self.paths[number].get(self.shown[-1]) for number in self.objects}
+        return {number: box_mask(*box) if box else np.zeros(IMAGE.shape[:2], bool) for number, box in where.items()}
+
+
+def test_a_new_object_is_followed_back_to_where_it_cannot_be_seen(q2):
+    path = {i: (4 + 2 * i, 10, 24 + 2 * i, 30) if i > 1 else None for i in range(5)}
+    tracker = BackwardsTracker({7: path})
+    track = q2.Track(7, "cat", 0.8, 1, box_mask(*path[4]), np.zeros(3))
+    waiting = [q2.Held(frame, {}) for frame in frames_of(4)]
+    q2.look_back(tracker, SimpleNamespace(index=4, image=IMAGE), [(track, {"box": path[4]})], reversed(waiting))
+    assert tracker.shown == [4, 3, 2, 1, 0]
+    assert [list(held.objects) for held in waiting] == [[], [], [7], [7]]
+    np.testing.assert_array_equal(q2.decode_mask(waiting[2].objects[7]["mask"]), box_mask(*path[2]))
+    assert waiting[2].objects[7]["label"] == "cat"
+
+
+def test_a_track_that_had_drifted_is_mended_back_to_where_it_was_right(q2):
+    right, wrong = box_mask(*LEFT), box_mask(*RIGHT)
+    tracker = BackwardsTracker({1: dict.fromkeys(range(6), LEFT)})
+    track = q2.Track(1, "cat", 0.8, 4, right, np.zeros(3))
+    other = q2.track_entry(2, "cat", 0.5, wrong)
+    waiting = [
+        q2.Held(frame, {1: q2.track_entry(1, "cat", 0.8, mask), 2: other})
+        for frame, mask in zip(frames_of(5), (right, wrong, right, wrong, wrong), strict=True)
+    ]
+    q2.look_back(tracker, SimpleNamespace(index=5, image=IMAGE), [(track, {"box": LEFT})], reversed(waiting))
+    assert tracker.shown == [5, 4, 3, 2]  # where both agree; what was before that is not touched
+    masks = [q2.decode_mask(held.objects[1]["mask"]) for held in waiting]
+    assert [np.array_equal(mask, right) for mask in masks] == [True, False, True, True, True]
+    assert all(held.objects[2] is other for held in waiting)
+
+
 class FakeFrames(list):
     fps = 10.0
 
