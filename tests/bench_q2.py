@@ -71,16 +71,21 @@ def write_full_size(folder: Path) -> None:
     torch.save({"model": instantiate(config, _recursive_=True).state_dict()}, folder / "sam2.1_hiera_small.pt")
 
 
-def measure(folder: Path, size: str, phrases: int, repeats: int) -> dict:
-    """Medians over `repeats` runs after one that is not counted; memory of this process in MiB."""
-    q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
+def load_models(q2, folder: Path, compute: device.Compute):
+    """The tiny models from their folder, or what `write_full_size` wrote, as q2's `Models`."""
     weights = folder / "sam2.1_hiera_small.pt" if (folder / "sam2.1_hiera_small.pt").is_file() else folder / "sam2"
-    networks = q2.Models(
+    return q2.Models(
         grounding_dino.load(folder / "groundingdino", None, compute, local_files_only=True),
         sam2_masks.load_sam2(weights, compute, local_files_only=True),
         clipseg.load_clipseg(folder / "clipseg", compute, local_files_only=True),
         compute,
     )
+
+
+def measure(folder: Path, size: str, phrases: int, repeats: int) -> dict:
+    """Medians over `repeats` runs after one that is not counted; memory of this process in MiB."""
+    q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
+    networks = load_models(q2, folder, compute)
     image = make_scene(0, *SIZES[size], objects=(5, 5)).image
     wanted, settings = PHRASES[:phrases], q2.Settings(0.0, 0.0, 0.4, 1.0, BOXES)
     seconds = {stage: [] for stage in STAGES}

@@ -1,9 +1,11 @@
-"""Peak memory and speed of q2's video pipeline by the length of the clip: 1080p, two objects, the tiny models.
+"""Peak memory and speed of q2's video pipeline by the length of the clip: 1080p, two objects.
 
-    python tests/bench_q2_video.py [--frames 200 2000] [--out assets/measured]
+    python tests/bench_q2_video.py [--frames 200 2000] [--full 12 36] [--out assets/measured]
 
-Each length runs in a process of its own, from the text to `video_overlay.mp4` and `tracks.json`. The table, as Markdown
-and CSV, says on which machine and with which versions.
+`--frames` are run with the tiny models, `--full` with models of full size (GroundingDINO Swin-T, SAM 2.1 small) with
+random weights, which find nothing: GroundingDINO looks, and the two objects' true boxes are taken. Each length runs in
+a process of its own, from the text to `video_overlay.mp4` and `tracks.json`. The table, as Markdown and CSV, says on
+which machine and with which versions.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
 
+import nbload  # noqa: E402
+from bench_q2 import TINY, load_models, write_full_size  # noqa: E402
 from helpers import device, environment  # noqa: E402
 from helpers.checkpoint import write_csv  # noqa: E402
+from helpers.detections import Detection  # noqa: E402
 from helpers.synthetic import shape_mask  # noqa: E402
 from helpers.video import Silent, VideoReader, VideoWriter  # noqa: E402
 
@@ -44,14 +51,25 @@ def draw_clip(path: Path, frames: int) -> None:
             writer.write(image, i)
 
 
-def run_once(path: Path, out: Path) -> dict:
-    """In this process: the figures of one clip."""
-    from measure import load_tiny
+def true_boxes(q2, networks, image, phrases, settings) -> list[Detection]:
+    """In place of the notebook's `find_objects`: as much work, but with the boxes of what differs from the grey."""
+    q2.detect(networks.dino, image, phrases, settings)
+    boxes = []
+    for rows in (slice(0, HEIGHT // 2), slice(HEIGHT // 2, HEIGHT)):
+        y, x = np.nonzero(np.abs(image[rows].astype(int) - 150).max(2) > 40)
+        top = y + rows.start
+        boxes.append((float(x.min()), float(top.min()), float(x.max() + 1), float(top.max() + 1)))
+    networks.sam2.set_image(image)
+    found = [Detection(p, 0.9, box, "groundingdino") for p, box in zip(phrases, boxes, strict=True)]
+    return q2.add_masks(networks.sam2, found)
 
-    import nbload
 
+def run_once(path: Path, out: Path, full: Path | None) -> dict:
+    """In this process: the figures of one clip. `full`: a folder with models of full size."""
     q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
-    networks = load_tiny(q2, compute)
+    if full:
+        q2.find_objects = partial(true_boxes, q2)
+    networks = load_models(q2, full or TINY, compute)
     clip = VideoReader(path)
     start = time.perf_counter()
     frames, complete = q2.segment_video(
@@ -59,11 +77,13 @@ def run_once(path: Path, out: Path) -> dict:
     )
     seconds = time.perf_counter() - start
     return {
+        "models": "full size" if full else "tiny",
         "frames": len(frames),
         "complete": complete,
         "objects": len({o["id"] for frame in frames for o in frame["objects"]}),
         "frames a second": round(len(frames) / seconds, 2),
         "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak GPU memory, MB": round(torch.cuda.max_memory_allocated() / 1e6) if torch.cuda.is_available() else "",
         "device": str(compute),
     }
 
@@ -71,23 +91,28 @@ def run_once(path: Path, out: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000])
+    parser.add_argument("--full", type=int, nargs="*", default=[12, 36])
     parser.add_argument("--out", type=Path, help="write bench_q2_video.md and .csv here")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=Path, nargs="+", help=argparse.SUPPRESS)  # a clip, and the models unless tiny
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run_once(args.one, args.one.parent)))
+        print(json.dumps(run_once(args.one[0], args.one[0].parent, *args.one[1:] or [None])))
         return
     rows = []
-    for count in args.frames:
-        with tempfile.TemporaryDirectory() as folder:
-            draw_clip(Path(folder) / "clip.mp4", count)
-            command = [sys.executable, __file__, "--one", str(Path(folder) / "clip.mp4")]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as full:
+        if args.full:
+            write_full_size(Path(full))
+        for models, count in [([], n) for n in args.frames] + [([full], n) for n in args.full]:
+            with tempfile.TemporaryDirectory() as folder:
+                draw_clip(Path(folder) / "clip.mp4", count)
+                command = [sys.executable, __file__, "--one", str(Path(folder) / "clip.mp4"), *models]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
     versions = environment.versions("torch", "sam2", "av", "numpy")
-    shown = ["frames", "objects", "frames a second", "peak memory, MB"]
+    shown = [name for name in rows[0] if name not in ("complete", "device") and rows[0][name] != ""]
     made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
+    made_by += f" --full {' '.join(map(str, args.full))}" if args.full else " --full"
     lines = [f"`{made_by}`, 1080p, {rows[0]['device']}, {versions}"]
     lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows]
