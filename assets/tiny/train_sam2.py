@@ -132,7 +132,8 @@ MODEL = {
     "use_mlp_for_obj_ptr_proj": True,
 }
 
-STEPS, IMAGE_STEPS, SMALL_STEPS = 11000, 1400, 800  # in all; of these, first with images only; of these, with small ones
+# Steps in all; of these, the first with images only; of these, the first with small ones only.
+STEPS, IMAGE_STEPS, SMALL_STEPS = 11000, 1400, 800
 IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size of the input, images a step)
 CLIPS = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 5))  # (size, clips a step, frames of each), every second step
 CHANCES = (0.65, 0.22, 0.13)  # of the sizes: small images' objects have as many pixels as small ones of large images
@@ -360,8 +361,8 @@ def losses(batch: Batch, logits: Tensor, ious: Tensor, present: Tensor) -> tuple
 
 
 def draw_clip(rng: np.random.Generator, size: int, frames: int) -> Clip:
-    """Consecutive frames of a clip, anything from a fast one to a slow one, on the first of which something shows; mostly
-    of which something is hidden later on."""
+    """Consecutive frames of a clip, anything from a fast one to a slow one. On the first of them something shows, which
+    in most is hidden later on."""
     while True:
         length = round(frames * math.exp(rng.uniform(math.log(1.2), math.log(10))))
         height, width = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
