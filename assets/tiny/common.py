@@ -68,10 +68,49 @@ def normalised(images: Iterable[np.ndarray], mean: Sequence[float], std: Sequenc
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al., 2024, kellerjordan.github.io/posts/muon), for matrices: the steps of
+    `torch.optim.Muon` with adjust_lr_fn="match_rms_adamw". That one multiplies in bfloat16, which on a CPU without
+    instructions for it takes 45 times as long as float32, and most of a training's time."""
+
+    def __init__(self, matrices: Iterable[Tensor], weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": 1e-3, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            updates: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                mean = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                mean.lerp_(matrix.grad, 1 - group["momentum"])
+                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's
+                updates.setdefault(matrix.shape, []).append((matrix, update))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            for shape, pairs in updates.items():  # those of one shape in one multiplication
+                rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+                ways = orthogonalised(torch.stack([update for _, update in pairs]))
+                for (matrix, _), way in zip(pairs, ways, strict=True):
+                    matrix.sub_(way, alpha=rate)
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [N, R, C] with their singular values brought near 1, by Newton and Schulz's iteration with the quintic
+    of Jordan et al."""
+    flipped = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if flipped else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if flipped else x
+
+
 class Optimizers:
-    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) for the matrices of a network's layers, AdamW for
-    everything else: embeddings, convolutions, norms, biases, and the layers with one of `plain` in their names. With
-    AdamW alone, shapes took several times as many steps to be learned. Needs PyTorch 2.9."""
+    """Muon for the matrices of a network's layers, AdamW for everything else: embeddings, convolutions, norms, biases,
+    and the layers with one of `plain` in their names. With AdamW alone, shapes took several times as many steps to be
+    learned."""
 
     def __init__(self, networks: Sequence[nn.Module], weight_decay: float, plain: Sequence[str] = ()) -> None:
         matrices = {}
@@ -82,7 +121,7 @@ class Optimizers:
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         others = [parameter for parameter in self.parameters if parameter not in matrices]
         self.adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=weight_decay)
-        self.muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, weight_decay)
 
     def step(self, loss: Tensor, learning_rate: float, muon_rate: float) -> None:
         """One step down the gradient of `loss`, whose norm is cut at 1."""

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import Optimizers, draw_sample, normalised, run_steps
+from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.checkpoint import atomic_path
-from helpers.synthetic import Clip, make_clip
+from helpers.synthetic import Clip, Scene, SceneObject, make_clip
 
 SIZE = 512  # of the input: the masks have a quarter of it, at which an object of 24 of 1024 pixels still spans 3
 WIDTH, MEMORY = 96, 32  # channels of the features and of the memories
@@ -133,19 +133,20 @@ MODEL = {
 }
 
 # Steps in all; of these, the first with images only; of these, the first with small ones only.
-STEPS, IMAGE_STEPS, SMALL_STEPS = 11000, 1400, 800
+STEPS, IMAGE_STEPS, SMALL_STEPS = 4400, 900, 600
 IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size of the input, images a step)
 CLIPS = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 5))  # (size, clips a step, frames of each), every second step
 CHANCES = (0.65, 0.22, 0.13)  # of the sizes: small images' objects have as many pixels as small ones of large images
 LEARNING_RATE, MUON_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 2.5e-3, 100, 0.02
 SMALLEST = 9.0  # diameter in pixels of the input
-GOOD_BOXES = 3  # most an image; one in `BAD_EVERY` images has another that fits no object
+CROWDED = 0.4  # share of the images in which objects hide much of one another
+GOOD_BOXES = 3  # most an image
 POINTS = 48  # the masks are compared at POINTS x POINTS places in and around the box
 
 
 # Shares of the memories that hold the true mask, and of the clips whose memories are told the truth about which objects
 # can be seen: at the first step with clips, and from `TRUE_STEPS` steps later on.
-TRUE_MEMORY, TRUE_PRESENCE, TRUE_STEPS = (0.9, 0.15), (1.0, 0.3), 4000
+TRUE_MEMORY, TRUE_PRESENCE, TRUE_STEPS = (0.9, 0.15), (1.0, 0.3), 2200
 OBJECTS = 3  # most that are followed in a clip
 TIME_SPAN = 60  # frames; SAM 2 measures the age of what it remembers by the length of a clip if that is under 16
 
@@ -230,12 +231,29 @@ def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return (wide > 1) & (high > 1)
 
 
+def draw_crowded(rng: np.random.Generator, size: int) -> Sample:
+    """A frame of a clip, size x size pixels: objects lie over one another, behind posts and across the image's edge."""
+    wide, high = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
+    clip = make_clip(rng, high, wide, 2, objects=(2, 5), min_diameter=SMALLEST * max(high, wide) / size, max_share=0.55)
+    t = rng.integers(2)
+    objects = []
+    for item in clip.objects:
+        if _shows(item.masks[t]):
+            y, x = (np.flatnonzero(item.masks[t].any(axis)) for axis in (1, 0))
+            box = int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+            objects.append(SceneObject(item.shape, item.colour, item.diameter, item.masks[t], box))
+    boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4) / np.array([wide, high] * 2, np.float32)
+    image = cv2.resize(clip.frames[t], (size, size), interpolation=cv2.INTER_AREA)
+    return Sample(image, np.empty((0, size, size), bool), boxes, Scene(clip.frames[t], objects))
+
+
 def draw_batch(rng: np.random.Generator, size: int, images: int) -> Batch:
     """Scenes, and boxes around some of their objects and elsewhere."""
     rows: list[tuple[Any, ...]] = []
     pictures = []
     while len(pictures) < images:
-        sample = draw_sample(rng, size, size, SMALLEST, aspect=2 ** rng.uniform(-1, 1))
+        crowded = rng.random() < CROWDED
+        sample = draw_crowded(rng, size) if crowded else draw_sample(rng, size, size, SMALLEST, 2 ** rng.uniform(-1, 1))
         if not len(sample.boxes):
             continue
         objects = sample.boxes * size
