@@ -12,13 +12,12 @@ Prints each part's table and writes it as CSV and Markdown into --out.
 """
 
 import argparse
-import csv
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import nbload
 from helpers import budget, environment
 from helpers.augment import rand_augment, random_crop_flip, random_erasing
+from helpers.checkpoint import write_csv
 from helpers.config import make_config
 from helpers.data import Split
 from helpers.device import cpu_name, pick_compute
@@ -46,26 +46,33 @@ BATCH = 512  # ours works on batches as a training step does; the DataLoaders co
 
 @dataclass
 class Contender:
-    """One way to do the work. run() does it once and returns for how many images; threads is what the table says it
-    uses, and what torch is told before each run (a DataLoader's workers count themselves: each has one)."""
+    """One way to do the work. run() does it once and returns how much that was, in images or frames; threads is what
+    the table says it uses, and what torch is told before each run (a DataLoader's workers count themselves: each has
+    one)."""
 
     name: str
     threads: int
     run: Callable[[], int]
 
 
-def measure(contenders: list[Contender], repeats: int) -> list[dict]:
-    """Run the contenders in turns, `repeats` times each after a warm-up; returns a table row (a dict) for each."""
-    wall, cpu = ([[] for _ in contenders] for _ in range(2))  # images per second, one list per contender
-    for repeat in range(-1, repeats):  # the first turn loads, allocates and starts workers
+def take_turns(contenders: list[Contender], repeats: int, warm_up: bool = True) -> list[list[tuple[float, float]]]:
+    """Run the contenders in turns, `repeats` times each after a warm-up. For each contender a list over its runs:
+    what run() returns per second of wall-clock time, and per second of this process's CPU time."""
+    rates = [[] for _ in contenders]
+    for repeat in range(-1 if warm_up else 0, repeats):  # the first turn loads, allocates and starts workers
         for i, contender in enumerate(contenders):
             torch.set_num_threads(contender.threads)
             started, cpu_started = time.perf_counter(), time.process_time()
-            images = contender.run()
+            done = contender.run()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             if repeat >= 0:
-                wall[i].append(images / seconds)
-                cpu[i].append(images / cpu_seconds)
+                rates[i].append((done / seconds, done / cpu_seconds))
+    return rates
+
+
+def measure(contenders: list[Contender], repeats: int) -> list[dict]:
+    """Let the contenders take turns; returns a table row (a dict) for each."""
+    wall, cpu = zip(*(zip(*rates, strict=True) for rates in take_turns(contenders, repeats)), strict=True)
     return [
         {
             "contender": contender.name,
@@ -81,9 +88,9 @@ def measure(contenders: list[Contender], repeats: int) -> list[dict]:
     ]
 
 
-def machine() -> list[str]:
+def machine(*packages: str) -> list[str]:
     """What the numbers depend on, a line each."""
-    versions = environment.versions("torch", "torchvision", "timm", "pillow", "numpy")
+    versions = environment.versions(*(packages or ("torch", "torchvision", "timm", "pillow", "numpy")))
     lines = [
         f"{date.today()}, {cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -93,24 +100,25 @@ def machine() -> list[str]:
     return lines
 
 
-def write_table(rows: list[dict], out: Path | None, name: str = "augmentation", notes: tuple[str, ...] = ()) -> None:
-    """Print rows (dicts with the same keys) as a Markdown table; with out, also write bench_q1_{name}.csv and .md."""
+def write_table(
+    rows: list[dict], out: Path | None, name: str, notes: Sequence[str] = (), head_lines: Sequence[str] | None = None
+) -> None:
+    """Print rows (dicts with the same keys) as a Markdown table under `head_lines` (`machine()` unless given) and over
+    `notes`; with out, also write {name}.csv and .md."""
     head = list(rows[0])
     table = [
         head,
         ["---"] * len(head),
         *([f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in rows),
     ]
-    text = "\n\n".join((*machine(), "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
+    above = machine() if head_lines is None else head_lines
+    text = "\n\n".join((*above, "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
     print(text)
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"bench_q1_{name}.md").write_text(text, encoding="utf-8")
-    with (out / f"bench_q1_{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, head)
-        writer.writeheader()
-        writer.writerows(rows)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    write_csv(rows, out / f"{name}.csv")
 
 
 def load_images(data_root: str | None, count: int) -> Tensor:
@@ -133,7 +141,7 @@ def load_images(data_root: str | None, count: int) -> Tensor:
 class PillowImages(Dataset):
     """As torchvision.datasets.CIFAR10: pixels in memory, one Pillow image made and transformed per item."""
 
-    def __init__(self, images: Tensor, transform: Callable):
+    def __init__(self, images: Tensor, transform: Callable | None):
         self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         self.transform = transform
 
@@ -158,37 +166,46 @@ def ours(images: Tensor, batch: int, prob: float) -> Callable[[], int]:
     return run
 
 
-def torchvision_transform() -> Callable:
+def torchvision_transform(randaug_n: int = 2, randaug_m: float = 9, erase_prob: float = 0.25) -> Callable:
     return transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
             transforms.RandomHorizontalFlip(),
-            transforms.RandAugment(2, 9),
+            *([transforms.RandAugment(randaug_n, round(randaug_m))] if randaug_n else []),
             transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
-            transforms.RandomErasing(0.25, value="random"),
+            *([transforms.RandomErasing(erase_prob, value="random")] if erase_prob else []),
         ]
     )
 
 
-def timm_transform() -> Callable:
-    transform = create_transform(
-        32,
-        is_training=True,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        re_prob=0.25,
-        re_mode="pixel",
-        interpolation="bilinear",
-        mean=MEAN,
-        std=STD,
-    )
+def timm_options(randaug_n: int = 2, randaug_m: float = 9, erase_prob: float = 0.25) -> dict:
+    """Of timm's `create_transform` and `create_loader` alike; two rounds of RandAugment are timm's default."""
+    return {
+        "is_training": True,
+        "auto_augment": f"rand-m{randaug_m:g}-n{randaug_n}-mstd0.5-inc1" if randaug_n else None,
+        "color_jitter": None,  # timm adds it where RandAugment is off
+        "re_prob": erase_prob,
+        "re_mode": "pixel",
+        "interpolation": "bilinear",
+        "mean": MEAN,
+        "std": STD,
+    }
+
+
+def fit_small_images(transform: Callable) -> Callable:
+    """timm's transform, changed in place to suit 32×32 images and Pillow 13."""
     # For 32×32 images a padded crop instead of timm's resized one, as DeiT's datasets.py does it.
     transform.transforms[0] = transforms.RandomCrop(32, padding=4, padding_mode="reflect")
     # At magnitude 10 timm asks Pillow to keep 0 bits, an error since Pillow 13.
-    for op in next(t for t in transform.transforms if isinstance(t, timm_aa.RandAugment)).ops:
+    for op in next((t.ops for t in transform.transforms if isinstance(t, timm_aa.RandAugment)), ()):
         if op.name == "PosterizeIncreasing":
             op.level_fn = _keep_a_bit
     return transform
+
+
+def timm_transform() -> Callable:
+    return fit_small_images(create_transform(32, **timm_options()))
 
 
 def _keep_a_bit(level: float, _) -> tuple[int]:
@@ -258,16 +275,24 @@ def epoch(args: argparse.Namespace) -> Iterator[Contender]:
     count = args.epoch_images or (50_000 if compute.device.type == "cuda" else 1024)
     images, labels = load_images(args.data_root, count), torch.arange(count) % 10
     q1 = nbload.load("q1.ipynb")
-    measures = {"patch_size": 4, "embed_dim": 192, "depth": 9, "batch_size": 128, "compile": False, "max_minutes": 0}
-    cfg = make_config(q1.RECIPE, q1.PRESETS, "t4", measures, 0)
+    cfg = epoch_config(q1, 192, 9, 4)
     threads = torch.get_num_threads()
     yield Contender("q1.ipynb", threads, notebook_epoch(q1, cfg, images, labels, compute))
     for workers in (0, os.cpu_count()):
-        run = usual_epoch(q1, cfg, images, labels, compute, workers)
+        run = usual_epoch(q1, cfg, torchvision_batches(images, labels, cfg, workers, compute), compute)
         yield Contender(f"DataLoader, {workers} workers, torchvision per image", threads, run)
 
 
+def epoch_config(q1, width: int, depth: int, patch: int, batch: int = 128):
+    """The preset t4's recipe for a ViT of another size, with 64 channels a head."""
+    sizes = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64)}
+    return make_config(
+        q1.RECIPE, q1.PRESETS, "t4", sizes | {"batch_size": batch, "compile": False, "max_minutes": 0}, 0
+    )
+
+
 def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
+    """Runs an epoch of the notebook's own code, and returns for how many images; images uint8 [N, 3, 32, 32]."""
     device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
     split = Split(images.to(device), labels.to(device))
     task = q1.Task(cfg, compute, split, Split(split.images[:0], split.labels[:0]), *scale, 10)
@@ -283,7 +308,7 @@ def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable
 
 
 class LabelledImages(PillowImages):
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable):
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable | None):
         super().__init__(images, transform)
         self.labels = labels
 
@@ -291,10 +316,10 @@ class LabelledImages(PillowImages):
         return super().__getitem__(index), int(self.labels[index])
 
 
-def usual_epoch(q1, cfg, images: Tensor, labels: Tensor, compute, workers: int) -> Callable[[], int]:
-    """The same model, optimizer, mixing and precision behind a DataLoader, with the loss read after every step."""
-    data = DataLoader(
-        LabelledImages(images, labels, torchvision_transform()),
+def torchvision_batches(images: Tensor, labels: Tensor, cfg, workers: int, compute) -> DataLoader:
+    """Batches of (float32 [B, 3, 32, 32], int64 [B]) on the CPU, augmented image by image as `cfg` says."""
+    return DataLoader(
+        LabelledImages(images, labels, torchvision_transform(cfg.randaug_n, cfg.randaug_m, cfg.erase_prob)),
         cfg.batch_size,
         shuffle=True,
         drop_last=True,
@@ -302,6 +327,11 @@ def usual_epoch(q1, cfg, images: Tensor, labels: Tensor, compute, workers: int) 
         persistent_workers=workers > 0,
         pin_memory=compute.device.type == "cuda",
     )
+
+
+def usual_epoch(q1, cfg, data: Iterable, compute) -> Callable[[], int]:
+    """The same model, optimizer, mixing and precision behind a loader of whole batches, with the loss read after every
+    step."""
     model = q1.ViT(cfg, 10).to(compute.device)
     optimizer, ema = q1.make_optimizer(model, cfg), q1.ModelEmaV3(model, cfg.ema_decay)
     mixer = q1.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=10)
@@ -346,7 +376,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.parts:
         contenders, notes = PARTS[name]
-        write_table(measure(list(contenders(args)), args.repeats), args.out, name, notes)
+        write_table(measure(list(contenders(args)), args.repeats), args.out, f"bench_q1_{name}", notes)
 
 
 if __name__ == "__main__":
