@@ -55,6 +55,11 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return 100 * (probabilities.argmax(-1) == labels.cpu()).double().mean().item()
 
 
+def count_right(probabilities: Tensor, labels: Tensor) -> int:
+    """How many rows of `[N, classes]` have their largest entry at the label."""
+    return int((probabilities.argmax(-1) == labels.cpu()).sum())
+
+
 def confusion_matrix(probabilities: Tensor, labels: Tensor) -> np.ndarray:
     """Counts int64 `[classes, classes]`; rows are the true class, columns the predicted one."""
     classes = probabilities.shape[-1]

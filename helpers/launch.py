@@ -1,0 +1,54 @@
+"""A notebook as a script under torchrun, for the GPUs that the notebook's own process does not use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def export_script(notebook: Path | str, parameters: Mapping[str, Any], script: Path | str) -> Path:
+    """Write a notebook's code cells as a Python script, `parameters` (literals) set after the cell tagged so.
+
+    Raises `FileNotFoundError`, or `ValueError` where the notebook has no such cell.
+    """
+    notebook, script = Path(notebook), Path(script)
+    cells = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if not tagged:
+        raise ValueError(f"{notebook} has no cell tagged 'parameters': give the path of this project's notebook")
+    parts = []
+    for cell in cells:
+        parts.append("".join(cell["source"]))
+        if cell is tagged[0]:
+            parts.append("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+    script.write_text("\n\n\n".join(parts) + "\n", "utf-8")
+    return script
+
+
+def launch(script: Path | str, processes: int, search: Path | str) -> None:
+    """Run `script` under torchrun in `processes` processes of this machine, printing what they print line by line.
+
+    Modules are found in the folder `search` too. Raises `RuntimeError` with the end of the log when a process fails;
+    an interrupt ends all of them.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    path = os.pathsep.join(filter(None, [str(search), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    tail: deque[str] = deque(maxlen=80)  # a failure is reported in forty lines after its own
+    with subprocess.Popen([*command, str(script)], env=environment, **pipes) as process:
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                tail.append(line)
+        except BaseException:
+            process.terminate()  # torchrun passes it on to its processes
+            raise
+    if process.returncode:
+        raise RuntimeError(f"torchrun ended with status {process.returncode}; the end of its log:\n{''.join(tail)}")

@@ -1,0 +1,212 @@
+"""Several processes train as one does, agree on every decision, and one that dies leaves what a single one resumes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import nbload
+import train_ranks
+from helpers import distributed
+from helpers.launch import export_script, launch
+from test_notebooks import ROOT, SHORT, SUMMARY_KEYS, TINY
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+DRIVER = Path(train_ranks.__file__)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+
+
+def start(command: list, *arguments: object, cwd: Path = DRIVER.parent) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, **pipes)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return output, errors
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What train_ranks.py gives alone, and in each of two processes: (alone, first, second, the folder of the two)."""
+    out = tmp_path_factory.mktemp("runs")
+    one, two = out / "one", out / "two"
+    one.mkdir(), two.mkdir()
+    finish(start([sys.executable, DRIVER], one, "all"))
+    (two / "half.pth").write_bytes((one / "plain" / "half.pth").read_bytes())
+    finish(start([*TORCHRUN, DRIVER], two, "all"))
+    return *(
+        torch.load(path, weights_only=True) for path in (one / "rank0.pth", two / "rank0.pth", two / "rank1.pth")
+    ), two
+
+
+def assert_close(ours: dict, theirs: dict, atol: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=atol, rtol=0, msg=name)
+
+
+def test_two_processes_compute_what_one_does(runs):
+    """50 losses without augmentation, and the weights that come out; a batch of 18 is shared as 8 and 10."""
+    alone, first, second = (run["plain"] for run in runs[:3])
+    assert len(alone["losses"]) == 50 and alone["losses"][-1] < alone["losses"][0] - 0.5
+    torch.testing.assert_close(first["losses"], alone["losses"], atol=1e-4, rtol=0)
+    assert torch.equal(first["losses"], second["losses"])
+    for ours, theirs in zip(first["weights"], alone["weights"], strict=True):  # raw and EMA
+        assert_close(ours, theirs, atol=1e-3)
+    assert all(torch.equal(first["weights"][0][name], value) for name, value in second["weights"][0].items())
+
+
+def test_slices_of_a_batch_cover_it_without_overlap(runs):
+    alone, first, second = (run["plain"] for run in runs[:3])
+    for whole, one, other in zip(alone["slices"], first["slices"], second["slices"], strict=True):
+        assert (len(one), len(other)) == (8, 10)
+        assert torch.equal(torch.cat([one, other]), whole)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 16, 101, 512])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_shards_follow_each_other(count, size):
+    slices = [distributed.shard(count, rank, size) for rank in range(size)]
+    assert [i for part in slices for i in range(count)[part]] == list(range(count))
+    lengths = [part.stop - part.start for part in slices]
+    assert all(length % 2 == 0 for length in lengths[:-1]) and max(lengths) - min(lengths) <= 3
+
+
+def test_right_answers_are_counted_over_all_processes(runs):
+    """101 images, at the same weights."""
+    alone, first, second = (run["plain"]["before"] for run in runs[:3])
+    assert alone == first == second and 0 < alone["val_accuracy"] < 100
+
+
+def test_both_learn_with_augmentation_and_agree_on_the_plan(runs):
+    alone, first, second = (run["augmented"] for run in runs[:3])
+    best = [max(max(row["val_accuracy"], row["ema_accuracy"]) for row in run["history"]) for run in (alone, first)]
+    assert min(best) > 60 and abs(best[0] - best[1]) < 20, best  # chance is 10
+    assert alone["plan"] == first["plan"] == second["plan"] == 200
+    assert first["best"] == second["best"] == best[1]
+    accuracies = [[(row["val_accuracy"], row["ema_accuracy"]) for row in run["history"]] for run in (first, second)]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_a_run_is_resumed_in_another_number_of_processes(runs, q1, tmp_path):
+    alone, first, _, two = runs
+    torch.testing.assert_close(first["continued"]["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
+    half = torch.load(two / "plain" / "half.pth", weights_only=True)
+    assert half["step"] == 30 and not any(name.startswith("module.") for name in half["model"])
+    back = train_ranks.plain(q1, tmp_path, two / "plain" / "half.pth")
+    torch.testing.assert_close(back["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
+
+
+def test_one_process_short_of_memory_makes_all_go_in_parts(runs):
+    alone, first, second = (run["run_short_of_memory"] for run in runs[:3])
+    assert (alone["micro_batch"], first["micro_batch"], second["micro_batch"]) == (3, 2, 3)
+    torch.testing.assert_close(first["losses"], alone["losses"], atol=1e-4, rtol=0)
+    assert_close(first["weights"], alone["weights"], atol=1e-4)
+
+
+def test_a_bad_loss_in_one_process_is_skipped_by_all_and_ten_end_the_run(runs):
+    _, first, second = (run["not_finite"] for run in runs[:3])
+    assert first["error"] == second["error"] and "ten losses in a row" in first["error"]
+    assert first["step"] == second["step"] == 20  # it is noticed every ten steps
+    assert first["bad"].tolist() == second["bad"].tolist() == [16, 0, 0]
+    assert all(torch.equal(first["weights"][name], value) for name, value in second["weights"].items())
+    saved = torch.load(runs[3] / "not_finite" / "last.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_a_killed_process_ends_the_run_and_one_process_resumes_it(tmp_path):
+    run = start([*TORCHRUN, DRIVER], tmp_path, "long", 24)
+    while not ((tmp_path / "last.pth").is_file() and (tmp_path / "pid1").is_file()):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    began = time.monotonic()
+    run.communicate(timeout=60)
+    assert run.returncode != 0 and time.monotonic() - began < 30
+    assert not (tmp_path / "end.pth").exists()
+    output, _ = finish(start([sys.executable, DRIVER], tmp_path, "long", 24))
+    step = int(re.search(r"from step (\d+) in 1 processes", output)[1])
+    assert 0 < step < 240 and torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 240
+    assert (tmp_path / "end.pth").is_file()
+
+
+def test_the_notebook_runs_under_torchrun(tmp_path):
+    out, parameters = tmp_path / "out", TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
+    script = export_script(ROOT / "q1.ipynb", parameters | {"out_dir": str(out)}, tmp_path / "prepared.py")
+    output, errors = finish(start([*TORCHRUN, script], cwd=tmp_path))
+    assert not re.search("Traceback|Error|[Ww]arning: |destroy_process_group", errors), errors
+    lines = [line for line in output.splitlines() if line.strip("= ")]
+    assert len(lines) == len(set(lines)), output
+    assert "2 processes" in lines[[line.startswith("local") for line in lines].index(True)]
+    assert sum(line.startswith("epoch 1: loss") for line in lines) == 1
+    summary = json.loads((out / "run_summary.json").read_text())
+    assert not set(SUMMARY_KEYS) - set(summary) and summary["processes"] == 2 and summary["epochs_run"] == 1
+    assert (out / "history.csv").read_text().count("\n") == 2 and (out / "curves.png").is_file()
+    assert not list(out.glob(".*"))
+
+
+# ------------------------------------------------------------------------------------------ starting it
+
+
+def test_alone_nothing_happens(monkeypatch):
+    for world in (None, "1"):
+        monkeypatch.delenv("WORLD_SIZE", raising=False) if world is None else monkeypatch.setenv("WORLD_SIZE", world)
+        assert distributed.start() is None and distributed.is_main()
+    x, model = torch.ones(3), torch.nn.Linear(1, 1)
+    assert distributed.sum_over_ranks(x) is x and distributed.wrap(model) is model and distributed.broadcast(x) is x
+    assert (distributed.rank(), distributed.size(), distributed.shard(5)) == (0, 1, slice(0, 5))
+    assert distributed.slice_weight(3, 16) == 1.0
+    distributed.leave()
+    distributed.barrier()
+
+
+def test_what_is_wrong_with_the_start_is_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2, but RANK, LOCAL_RANK, .*start with torchrun"):
+        distributed.start()
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RuntimeError, match="LOCAL_RANK=1, but torch sees 1 GPUs here"):
+        distributed.start()
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    with pytest.raises(ValueError, match="batch_size=6: expected at least 8"):
+        distributed.check_batch_size(6)
+
+
+def test_launch_shows_the_log_and_raises_with_its_end(tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nimport helpers\nprint('rank', os.environ['RANK'])\nsys.exit('no more')\n")
+    with pytest.raises(RuntimeError, match=r"(?s)torchrun ended with status 1.*no more"):
+        launch(script, 2, search=ROOT)
+    assert "rank 0" in capsys.readouterr().out
+
+
+def test_the_launching_cell_hands_over_settings_and_evaluates_the_result(tmp_path, q1):
+    """Its code, with everything around it as the notebook has it and `launch` replaced."""
+    (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "LAUNCH_ON_ALL_GPUS =" in cell["source"]]
+    cfg = q1.make_config(q1.RECIPE, q1.PRESETS, "quick", {"lr": 0.5, "out_dir": str(tmp_path), "checkpoint": None}, 0)
+    started = []
+    names = {"names": [*q1.RECIPE, "out_dir", "checkpoint"], "cfg": cfg, "out": tmp_path, "project": ROOT}
+    names |= {"notebook": Path("/nowhere.ipynb"), "launch": lambda *given, search: started.append((*given, search))}
+    exec(cell, vars(q1) | names)
+    assert not started  # off unless asked for
+    world = vars(q1) | names
+    exec(cell.replace("GPUS = False", "GPUS = True"), world)
+    ((script, processes, search),) = started
+    assert processes >= 1 and search == ROOT
+    source = script.read_text()
+    compile(source, "script", "exec")
+    assert source.index("\nlr = None") < source.index("\nlr = 0.5") and "\npreset = 'quick'" in source
+    assert cfg.checkpoint == str(tmp_path / "best_vit_cifar10.pth") and world["out"] == tmp_path / "evaluation"
