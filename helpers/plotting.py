@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from helpers import distributed
 from helpers.checkpoint import dispensable_path
 
 # Okabe and Ito's palette (2008): told apart with any colour vision.
@@ -30,7 +31,11 @@ STYLE = {
 
 
 def finish(figure: Figure, path: Path | str, footer: str) -> Path:
-    """Write what the figure was made from under it, save it as PNG (atomically) and show it."""
+    """Write what the figure was made from under it, save it as PNG (atomically) and show it; of several processes only
+    the first one does."""
+    if not distributed.is_main():
+        plt.close(figure)
+        return Path(path)
     inches = figure.get_size_inches()
     lines = textwrap.wrap(footer, int(inches[0] * 15))
     figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))

@@ -410,6 +410,29 @@ def test_two_detections_in_the_place_of_one_track_are_two_objects(q2, followed):
     np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
 
 
+def test_the_parts_of_an_object_behind_something_are_that_object(q2, followed):
+    tracker, tracks = followed
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    parts = [seen("cat", 4, 10, 12, 30), seen("cat", 14, 10, 24, 30)]  # a thin post before it
+    q2.add_tracks(tracker, tracks, parts, image, 50, tracker.ids, 12)
+    assert [t.id for t in tracks] == [1, 2] and not tracker.removed
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
+    assert [t.seen for t in tracks] == [12, 0]
+
+
+def test_a_surer_detection_gives_an_object_the_right_name_and_no_new_id(q2, followed):
+    tracker, tracks = followed
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT, score=0.7)], image, 50, tracker.ids, 12)
+    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat")]  # less sure than the cat was
+    detections = [seen("cat", *LEFT, score=0.5), seen("red dog", *LEFT, score=0.9)]
+    q2.add_tracks(tracker, tracks, detections, image, 50, tracker.ids, 24)
+    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat")]  # both: it keeps its name
+    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT, score=0.9)], image, 50, tracker.ids, 36)
+    assert [(t.id, t.label, t.seen) for t in tracks] == [(1, "red dog", 36), (2, "cat", 0)]
+    assert not tracker.removed
+
+
 def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
     tracker, tracks = followed
     q2.add_tracks(tracker, tracks, [], IMAGE, 50, tracker.ids)
@@ -456,9 +479,9 @@ class BackwardsTracker(FakeTracker):
 def test_a_new_object_is_followed_back_to_where_it_cannot_be_seen(q2):
     path = {i: (4 + 2 * i, 10, 24 + 2 * i, 30) if i > 1 else None for i in range(5)}
     tracker = BackwardsTracker({7: path})
-    track = q2.Track(7, "cat", 0.8, 1, box_mask(*path[4]), np.zeros(3))
+    track = q2.Track(7, "cat", 1, box_mask(*path[4]))
     waiting = [q2.Held(frame, {}) for frame in frames_of(4)]
-    q2.look_back(tracker, SimpleNamespace(index=4, image=IMAGE), [(track, {"box": path[4]})], reversed(waiting))
+    q2.look_back(tracker, SimpleNamespace(index=4, image=IMAGE), [(track, {"box": path[4]}, -1)], reversed(waiting))
     assert tracker.shown == [4, 3, 2, 1, 0]
     assert [list(held.objects) for held in waiting] == [[], [], [7], [7]]
     np.testing.assert_array_equal(q2.decode_mask(waiting[2].objects[7]["mask"]), box_mask(*path[2]))
@@ -468,17 +491,37 @@ def test_a_new_object_is_followed_back_to_where_it_cannot_be_seen(q2):
 def test_a_track_that_had_drifted_is_mended_back_to_where_it_was_right(q2):
     right, wrong = box_mask(*LEFT), box_mask(*RIGHT)
     tracker = BackwardsTracker({1: dict.fromkeys(range(6), LEFT)})
-    track = q2.Track(1, "cat", 0.8, 4, right, np.zeros(3))
+    track = q2.Track(1, "cat", 4, right)
     other = q2.track_entry(2, "cat", 0.5, wrong)
     waiting = [
         q2.Held(frame, {1: q2.track_entry(1, "cat", 0.8, mask), 2: other})
         for frame, mask in zip(frames_of(5), (right, wrong, right, wrong, wrong), strict=True)
     ]
-    q2.look_back(tracker, SimpleNamespace(index=5, image=IMAGE), [(track, {"box": LEFT})], reversed(waiting))
+    q2.look_back(tracker, SimpleNamespace(index=5, image=IMAGE), [(track, {"box": LEFT}, 0)], reversed(waiting))
     assert tracker.shown == [5, 4, 3, 2]  # where both agree; what was before that is not touched
     masks = [q2.decode_mask(held.objects[1]["mask"]) for held in waiting]
     assert [np.array_equal(mask, right) for mask in masks] == [True, False, True, True, True]
     assert all(held.objects[2] is other for held in waiting)
+
+
+def test_where_both_ways_disagree_each_keeps_the_half_next_to_its_detection(q2):
+    forwards, backwards = box_mask(*LEFT), box_mask(*RIGHT)
+    tracker = BackwardsTracker({1: dict.fromkeys(range(9), RIGHT)})
+    waiting = [q2.Held(frame, {1: q2.track_entry(1, "cat", 0.8, forwards)}) for frame in frames_of(8)]
+    track = q2.Track(1, "cat", 4, backwards)
+    q2.look_back(tracker, SimpleNamespace(index=8, image=IMAGE), [(track, {"box": RIGHT}, 2)], reversed(waiting))
+    assert tracker.shown == [8, 7, 6, 5, 4, 3, 2]  # 2 is where it was detected before
+    masks = [q2.decode_mask(held.objects[1]["mask"]) for held in waiting]
+    assert [np.array_equal(mask, backwards) for mask in masks] == [False] * 5 + [True] * 3
+
+
+def test_a_track_back_in_time_is_let_go_once_it_is_gone(q2):
+    tracker = BackwardsTracker({3: {19: LEFT, 18: LEFT}})
+    waiting = [q2.Held(frame, {}) for frame in frames_of(20)]
+    track = q2.Track(3, "cat", 1, box_mask(*LEFT))
+    q2.look_back(tracker, SimpleNamespace(index=20, image=IMAGE), [(track, {"box": LEFT}, -1)], reversed(waiting))
+    assert tracker.shown == list(range(20, 17 - q2.GONE, -1)) and tracker.removed == [3]
+    assert [held.frame.index for held in waiting if held.objects] == [18, 19]
 
 
 class FakeFrames(list):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 import nbload
 import nbrun
 from helpers.examples import draw_examples
+from helpers.launch import export_script
 from helpers.outputs import decode_mask
 from helpers.prompts import parse_phrases
 from helpers.synthetic import make_clip, make_scene
@@ -181,6 +183,31 @@ def test_q2_on_a_folder_of_ones_own_with_a_bad_file_and_a_prompt_that_finds_noth
     with (tmp_path / "out" / "summary.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["skipped"]) for row in rows] == [False, False, True]
+
+
+def test_q2_shares_a_folder_among_processes(tmp_path):
+    """Under torchrun: every image is done once, by one of two processes, and there is one table, in order."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for i in range(4):
+        Image.fromarray(make_scene(i, 96, 128).image).save(photos / f"{i}.png")
+    (photos / "2.png").write_bytes(b"no image")
+    given = {"models": "tiny", "IMAGE_PATH": str(photos), "TEXT_PROMPT": "circle. square. star", "OUT_DIR": str(out)}
+    script = export_script(ROOT / "q2.ipynb", given, tmp_path / "q2.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("3 of 4 images; the table is in") == done.stdout.count("phrases: circle") == 1
+    with (out / "summary.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).stem for row in rows] == ["0", "1", "2", "3"]
+    assert [bool(row["skipped"]) for row in rows] == [False, False, True, False]
+    for row in rows:
+        if not row["skipped"]:
+            record = check_outputs(out / Path(row["image"]).stem, {"circle", "square", "star"})
+            assert len(record["detections"]) == int(row["objects"])
+    assert {path.name for path in out.glob("*.png")} >= {"boxes.png", "result.png", "folder.png"}
 
 
 def test_q2_refuses_a_broken_model_and_names_its_file(tmp_path):
