@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench_q1
 import nbload
 from bench_q1 import MEAN, STD, Contender, LabelledImages, take_turns
-from bench_q2 import PHRASES, TINY, load_models, write_full_size
+from bench_q2 import PHRASES, TINY, load_models, write_full_size, write_sam2
 from helpers import budget, data, video
 from helpers.checkpoint import seed_everything
 from helpers.config import make_config
@@ -423,7 +423,7 @@ def in_its_own_process(job: dict) -> dict:
 
 
 def load_segmenter(folder: Path, compute: Compute) -> Segmenter:
-    """SAM 2 alone, of the tiny models or of what `write_full_size` wrote."""
+    """SAM 2 alone, of the tiny models or of full size."""
     full = folder / "sam2.1_hiera_small.pt"
     return load_sam2(full if full.is_file() else folder / "sam2", compute, local_files_only=True)
 
@@ -518,8 +518,10 @@ def main(given: Sequence[str]) -> None:
         print(json.dumps(peak_memory(**args.one)))
         return
     with tempfile.TemporaryDirectory() as full:
-        if "full" in args.sizes and set(args.parts) & set(Q2_PARTS):
+        if "full" in args.sizes and "q2-images" in args.parts:
             write_full_size(Path(full))
+        elif "full" in args.sizes and "q2-video" in args.parts:
+            write_sam2(Path(full))
         for part in args.parts:
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
             run = Q1_PARTS[part] if part in Q1_PARTS else partial(Q2_PARTS[part], full=Path(full))

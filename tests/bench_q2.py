@@ -41,8 +41,6 @@ STAGES = ("groundingdino", "sam2_encode", "sam2_masks", "clipseg", "write")
 
 def write_full_size(folder: Path) -> None:
     """The three models at full size, random weights, in the layouts that their loaders read."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
     from transformers import (
         BertTokenizerFast,
         CLIPSegConfig,
@@ -64,9 +62,16 @@ def write_full_size(folder: Path) -> None:
     processor = CLIPSegProcessor.from_pretrained(TINY / "clipseg")
     processor.image_processor.size = {"height": 352, "width": 352}
     processor.save_pretrained(folder / "clipseg")
+    write_sam2(folder)
 
+
+def write_sam2(folder: Path) -> None:
+    """SAM 2.1 small alone."""
     import sam2
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
+    torch.manual_seed(0)
     config = OmegaConf.load(Path(sam2.__file__).parent / "configs/sam2.1/sam2.1_hiera_s.yaml").model
     torch.save({"model": instantiate(config, _recursive_=True).state_dict()}, folder / "sam2.1_hiera_small.pt")
 
