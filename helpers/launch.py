@@ -39,7 +39,9 @@ def launch(script: Path | str, processes: int, search: Path | str) -> None:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     path = os.pathsep.join(filter(None, [str(search), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
+    environment |= {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}  # a log has no bars, and no notebook to draw into
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     tail: deque[str] = deque(maxlen=80)  # a failure is reported in forty lines after its own
     with subprocess.Popen([*command, str(script)], env=environment, **pipes) as process:

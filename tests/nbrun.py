@@ -20,6 +20,16 @@ def execute(name: str, out: Path, parameters: dict, cwd: Path, environment: dict
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
+def export(name: str, folder: Path, parameters: dict) -> Path:
+    """Write the notebook as a script, FOLDER/prepared.py: the way to a run without Jupyter."""
+    given = [part for key, value in parameters.items() for part in ("-p", key, str(value))]
+    prepare = [sys.executable, "-m", "papermill", "--prepare-only", "--no-progress-bar", str(ROOT / name)]
+    convert = [sys.executable, "-m", "nbconvert", "--to", "script", "prepared.ipynb"]
+    for command in ([*prepare, "prepared.ipynb", *given], convert):
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder / "prepared.py"
+
+
 def printed(out: Path) -> str:
     """What the executed copy printed."""
     cells = nbformat.read(out / "executed.ipynb", 4).cells

@@ -21,6 +21,7 @@ def test_accuracy_and_confusion_equal_scikit_learn(predictions):
     probabilities, labels = predictions
     guess = probabilities.argmax(-1)
     assert evaluate.accuracy(probabilities, labels) == pytest.approx(100 * accuracy_score(labels, guess))
+    assert evaluate.count_right(probabilities, labels) == accuracy_score(labels, guess, normalize=False)
     np.testing.assert_array_equal(
         evaluate.confusion_matrix(probabilities, labels), confusion_matrix(labels, guess, labels=range(10))
     )

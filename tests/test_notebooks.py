@@ -170,30 +170,8 @@ def test_q1_on_real_images(tmp_path):
 
 
 def test_q1_runs_as_a_script(tmp_path):
-    """papermill --prepare-only for the parameters, then nbconvert: the way to a run without Jupyter."""
-    parameters = [
-        part
-        for name, value in (TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0}).items()
-        for part in ("-p", name, str(value))
-    ]
-    prepared = tmp_path / "prepared.ipynb"
-    papermill_ = [
-        sys.executable,
-        "-m",
-        "papermill",
-        "--prepare-only",
-        "--no-progress-bar",
-        str(ROOT / "q1.ipynb"),
-        str(prepared),
-    ]
-    subprocess.run(
-        [*papermill_, "-p", "download", "False", "-p", "out_dir", str(tmp_path / "out"), *parameters],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to", "script", str(prepared)], check=True, capture_output=True
-    )
+    parameters = TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
+    nbrun.export("q1.ipynb", tmp_path, parameters | {"out_dir": tmp_path / "out"})
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, "prepared.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

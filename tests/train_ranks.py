@@ -1,7 +1,6 @@
-"""Train a tiny ViT by the notebook's own code, under torchrun or alone: train_ranks.py OUT all|long [EPOCHS].
+"""Runs of a tiny ViT by the notebook's own code, alone or under torchrun: train_ranks.py OUT everything|long [EPOCHS].
 
-`all`: each of the runs below; what came out of them is OUT/rank<N>.pth. `long`: one run from OUT/last.pth on, that a
-test can kill by the process number in OUT/pid<N>.
+What a run returns is OUT/rank<N>.pth; while `long` goes on, a test can kill it by the process number in OUT/pid<N>.
 """
 
 import math
@@ -104,23 +103,31 @@ def not_finite(q1, out):
     return {"error": error, "step": state.step, "bad": state.bad_losses, "weights": state.model.state_dict()}
 
 
-def main(out: Path, what: str, epochs: int = 0) -> None:
-    torch.set_num_threads(1)
-    distributed.start()
-    q1 = nbload.load("q1.ipynb")
-    if what == "all":
-        runs = (plain, continued, augmented, run_short_of_memory, not_finite)
-        torch.save({run.__name__: run(q1, out / run.__name__) for run in runs}, out / f"rank{distributed.rank()}.pth")
-        distributed.leave()
-        return
+def everything(q1, out):
+    """Each of the runs above, what they return under their names."""
+    return {
+        run.__name__: run(q1, out / run.__name__)
+        for run in (plain, continued, augmented, run_short_of_memory, not_finite)
+    }
+
+
+def long(q1, out, epochs):
+    """A run from OUT/last.pth on, where there is one; returns the step at which it began."""
     task, state = new_run(q1, epochs, **AUGMENTED)
     if last := distributed.broadcast(ckpt.load_checkpoint(out / "last.pth") if (out / "last.pth").is_file() else None):
         ckpt.unpack(state, last)
-        print(f"from step {state.step} in {distributed.size()} processes")
+    began = state.step
     (out / f"pid{distributed.rank()}").write_text(str(os.getpid()))
     q1.train(state, task, budget.Pace(0.01), out, CLASSES)
+    return began
+
+
+def main(out: Path, what: str, *numbers: int) -> None:
+    torch.set_num_threads(1)
+    distributed.start()
+    result = {"everything": everything, "long": long}[what](nbload.load("q1.ipynb"), out, *numbers)
+    torch.save(result, out / f"rank{distributed.rank()}.pth")
     distributed.leave()
-    torch.save([state.model.state_dict(), state.ema.module.state_dict()], out / "end.pth")
 
 
 if __name__ == "__main__":
