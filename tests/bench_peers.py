@@ -95,7 +95,7 @@ def verdicts(rows: list[dict], column: str, more: str, less: str, unit: str = "%
         for name, group in peers:
             ours, theirs = (statistics.median(row[column] for row in some) for some in (own, group))
             gap = 100 * (ours / theirs - 1) if unit == "%" else ours - theirs
-            amount = f"{abs(gap):.1f}".removesuffix(".0")
+            amount = f"{abs(gap):.{1 if abs(gap) < 100 else 0}f}".removesuffix(".0")
             said = f"{more if gap > 0 else less} {name} by {amount} {unit}" if amount != "0" else f"is even with {name}"
             sentences.append(f"{setting}: ours {said}{_doubt(own, group, column)}.")
     return sentences
