@@ -26,17 +26,16 @@ from helpers.synthetic import make_clip
 from helpers.video import Silent, VideoReader, VideoWriter
 
 HEIGHT, WIDTH, FRAMES, FPS = 240, 320, 60, 24
-REDETECT_EVERY = 10
 
 
-def follow(q2, networks, clip, path: Path) -> list[dict]:
+def follow(q2, networks, clip, path: Path, every: int) -> list[dict]:
     """The entries of each frame, {id: (label, mask)}, for the clip as a video file."""
     with VideoWriter(path, Silent(WIDTH, HEIGHT, FPS), quality=12) as writer:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     phrases = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in clip.objects))
     settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
-    walk = q2.track_frames(networks, VideoReader(path), phrases, settings, REDETECT_EVERY)
+    walk = q2.track_frames(networks, VideoReader(path), phrases, settings, every)
     return [{o["id"]: (o["label"], decode_mask(o["mask"])) for o in objects} for _, objects in walk]
 
 
@@ -74,13 +73,13 @@ def _start_worker() -> None:
     _shared["networks"] = load_tiny(_shared["q2"], device.pick_compute())
 
 
-def measure_clip(seed: int, number: int) -> tuple[list[dict], float]:
+def measure_clip(seed: int, every: int, number: int) -> tuple[list[dict], float]:
     """The scores of a clip's objects, and seconds a frame."""
     q2 = _shared["q2"]
     clip = make_clip(np.random.default_rng((STREAM + seed, number, 1)), HEIGHT, WIDTH, FRAMES)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        frames = follow(q2, _shared["networks"], clip, Path(folder) / "clip.mp4")
+        frames = follow(q2, _shared["networks"], clip, Path(folder) / "clip.mp4", every)
         seconds = (time.perf_counter() - begun) / FRAMES
     return [score(q2, item, frames) for item in clip.objects if item.masks.any()], seconds
 
@@ -89,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clips", type=int, default=50)
+    parser.add_argument("--redetect-every", type=int, default=6, help="frames, as the notebook's parameter")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, help="write the table here too, as Markdown")
     args = parser.parse_args()
@@ -96,24 +96,26 @@ def main() -> None:
     results, seconds, start = [], [], time.perf_counter()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.workers, spawn, _start_worker) as pool:
-        for i, (found, taken) in enumerate(pool.map(measure_clip, itertools.repeat(args.seed), range(args.clips))):
+        given = itertools.repeat(args.seed), itertools.repeat(args.redetect_every), range(args.clips)
+        for i, (found, taken) in enumerate(pool.map(measure_clip, *given)):
             results += found
             seconds.append(taken)
             print(f"clip {i + 1}: J so far {np.mean([r['j'] for r in results]):.3f}", flush=True)
-    late = [r["delay"] is not None and r["delay"] <= REDETECT_EVERY for r in results if r["late"]]
+    late = [r["delay"] is not None and r["delay"] <= args.redetect_every for r in results if r["late"]]
     rows = [
         ("mean J over frames and objects", f"{np.mean([r['j'] for r in results]):.3f}", len(results)),
         ("median J of an object", f"{np.median([r['j'] for r in results]):.3f}", len(results)),
         ("objects whose id changes", f"{100 * np.mean([r['switched'] for r in results]):.1f} %", len(results)),
         (
-            f"late objects found within {REDETECT_EVERY} frames of half of their largest area showing",
+            f"late objects found within {args.redetect_every} frames of half of their largest area showing",
             f"{100 * np.mean(late):.1f} %" if late else "none",
             len(late),
         ),
         (f"median seconds a frame, {args.workers} at once", f"{np.median(seconds):.3f}", len(seconds)),
     ]
     versions = environment.versions("torch", "transformers", "sam2", "numpy", "av")
-    made_by = f"assets/tiny/measure_video.py --seed {args.seed} --clips {args.clips} --workers {args.workers}"
+    made_by = f"assets/tiny/measure_video.py --seed {args.seed} --clips {args.clips}"
+    made_by += f" --redetect-every {args.redetect_every} --workers {args.workers}"
     about = f"`{made_by}`, {time.perf_counter() - start:.0f} s, {device.pick_compute()}, {versions}"
     text = table(rows, about).replace(
         "held-out scenes", f"held-out clips of {FRAMES} frames, {WIDTH} x {HEIGHT} pixels"
