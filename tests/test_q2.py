@@ -433,6 +433,38 @@ def test_a_surer_detection_gives_an_object_the_right_name_and_no_new_id(q2, foll
     assert not tracker.removed
 
 
+def test_a_track_that_slipped_onto_a_missing_one_gives_it_back(q2, followed):
+    tracker, tracks = followed
+    below = (60, 40, 80, 60)
+    q2.add_tracks(tracker, tracks, [seen("red dog", *below)], painted(("red", below)), 50, tracker.ids)
+    tracks[0].mask, tracks[2].mask = box_mask(*below), box_mask(30, 40, 50, 60)  # the cat's passed before the dog
+    image = painted(("red", below), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT), seen("red dog", *below)], image, 50, tracker.ids, 6)
+    assert [(t.id, t.label, t.mask.any()) for t in tracks] == [
+        (1, "cat", False),
+        (2, "cat", True),
+        (3, "red dog", True),
+    ]
+    np.testing.assert_array_equal(tracks[2].mask, box_mask(*below))
+
+
+def test_what_comes_back_undetected_is_taken_back(q2, followed):
+    tracker, tracks = followed
+    nothing = np.zeros_like(tracks[0].mask)
+    q2.move(tracks, {1: nothing, 2: tracks[1].mask})
+    q2.move(tracks, {1: box_mask(*LEFT), 2: tracks[1].mask})  # SAM 2 has it back
+    entries = [q2.track_entry(1, "cat", 0.8, box_mask(*LEFT)), q2.track_entry(2, "cat", 0.8, box_mask(*RIGHT))]
+    waiting = [q2.Held(frame, {e["id"]: e for e in entries}) for frame in frames_of(4)]
+    del waiting[1].objects[1]
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT)], image, 50, tracker.ids, 6)  # GroundingDINO does not
+    q2.forget_ghosts(tracks, waiting)
+    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True)] and tracker.removed == [1]
+    assert [list(held.objects) for held in waiting] == [[1, 2], [2], [2], [2]]  # back to where it was out of sight
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], image, 50, tracker.ids, 12)
+    assert [(t.id, t.mask.any(), t.unsure) for t in tracks] == [(1, True, False), (2, True, False)]
+
+
 def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
     tracker, tracks = followed
     q2.add_tracks(tracker, tracks, [], IMAGE, 50, tracker.ids)
