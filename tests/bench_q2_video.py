@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def main() -> None:
     shown = [name for name in rows[0] if name not in ("complete", "device") and rows[0][name] != ""]
     made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
     made_by += f" --full {' '.join(map(str, args.full))}" if args.full else " --full"
-    lines = [f"`{made_by}`, 1080p, {rows[0]['device']}, {versions}"]
+    load = "" if not hasattr(os, "getloadavg") else f"; load average at the end {os.getloadavg()[0]:.1f}"
+    lines = [f"`{made_by}`, 1080p, {rows[0]['device']}, {versions}{load}"]
     lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows]
     print("\n".join(lines))

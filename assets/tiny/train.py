@@ -3,8 +3,7 @@
     python assets/tiny/train.py                    # all three, then the table of assets/tiny/measure.py
     python assets/tiny/train.py sam2 --seed 1      # one of them
 
-A run that was interrupted goes on from its state in --work. Needs PyTorch 2.9, the packages of
-requirements.txt, and SciPy.
+A run that was interrupted goes on from its state in --work. Needs the packages of requirements.txt, and SciPy.
 """
 
 from __future__ import annotations
