@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from helpers.checkpoint import atomic_path
-from helpers.detections import Detection
+from helpers.detections import Detection, mask_box
 from helpers.overlay import draw_instances
 
 _MOST_INSTANCES = 2**16 - 1
@@ -95,8 +95,7 @@ def write_detections(
 
 def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict[str, Any]:
     """One object on one frame as `tracks.json` holds it; mask: bool `[H, W]`, not empty. The box is the mask's."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    box = list(mask_box(mask))
     return {"id": number, "label": label, "score": _rounded(score, 4), "box": box, "mask": encode_mask(mask)}
 
 

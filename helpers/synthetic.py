@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.detections import mask_box
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "pentagon", "heart", "crescent", "arrow")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -436,8 +438,7 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
         placed.append(SceneObject(shape, colour, diameter, mask, (0, 0, 0, 0)))
         whole_areas.append(int(covered.sum()))
     for item in placed:
-        rows, columns = (np.flatnonzero(item.mask.any(axis)) for axis in (1, 0))
-        item.box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        item.box = mask_box(item.mask)
     if rng.random() < 0.4:
         image += rng.uniform(2, 14) * rng.standard_normal(image.shape, np.float32)
     return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), placed)

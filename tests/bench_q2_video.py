@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -29,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
 
 import nbload  # noqa: E402
 from bench_q2 import TINY, load_models, write_full_size  # noqa: E402
-from helpers import device, environment  # noqa: E402
+from helpers import device  # noqa: E402
 from helpers.checkpoint import write_csv  # noqa: E402
 from helpers.detections import Detection  # noqa: E402
 from helpers.synthetic import shape_mask  # noqa: E402
@@ -110,12 +109,12 @@ def main() -> None:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-    versions = environment.versions("torch", "sam2", "av", "numpy")
+    from bench_q1 import machine  # here, so that its packages are not in the memory that `run_once` measures
+
     shown = [name for name in rows[0] if name not in ("complete", "device") and rows[0][name] != ""]
     made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
     made_by += f" --full {' '.join(map(str, args.full))}" if args.full else " --full"
-    load = "" if not hasattr(os, "getloadavg") else f"; load average at the end {os.getloadavg()[0]:.1f}"
-    lines = [f"`{made_by}`, 1080p, {rows[0]['device']}, {versions}{load}"]
+    lines = [f"`{made_by}`, 1080p, {rows[0]['device']}", "", "; ".join(machine("torch", "sam2", "av", "numpy"))]
     lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows]
     print("\n".join(lines))

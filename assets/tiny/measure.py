@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import nbload  # noqa: E402
 from helpers import clipseg, device, environment, grounding_dino, sam2_masks  # noqa: E402
+from helpers.detections import mask_box  # noqa: E402
 from helpers.synthetic import (  # noqa: E402
     COLOURS,
     MIN_DIAMETER,
@@ -127,9 +128,7 @@ def pillow_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
         else:
             continue
         image.paste(COLOURS[colour], mask=cover)
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        objects.append(SceneObject(str(shape), str(colour), size, mask, box))
+        objects.append(SceneObject(str(shape), str(colour), size, mask, mask_box(mask)))
     return Scene(np.array(image), objects)
 
 

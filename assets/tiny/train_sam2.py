@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.checkpoint import atomic_path
+from helpers.detections import mask_box
 from helpers.synthetic import Clip, Scene, SceneObject, make_clip
 
 SIZE = 512  # of the input: the masks have a quarter of it, at which an object of 24 of 1024 pixels still spans 3
@@ -239,8 +240,7 @@ def draw_crowded(rng: np.random.Generator, size: int) -> Sample:
     objects = []
     for item in clip.objects:
         if _shows(item.masks[t]):
-            y, x = (np.flatnonzero(item.masks[t].any(axis)) for axis in (1, 0))
-            box = int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+            box = mask_box(item.masks[t])
             objects.append(SceneObject(item.shape, item.colour, item.diameter, item.masks[t], box))
     boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4) / np.array([wide, high] * 2, np.float32)
     image = cv2.resize(clip.frames[t], (size, size), interpolation=cv2.INTER_AREA)
@@ -404,9 +404,7 @@ def _shows(mask: np.ndarray) -> bool:
 
 def _box(mask: np.ndarray, size: int) -> np.ndarray:
     """Of a mask [H, W], in pixels of the model's input."""
-    y, x = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    scale = size / np.array([mask.shape[1], mask.shape[0]] * 2)
-    return np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) * scale
+    return np.array(mask_box(mask)) * (size / np.array([mask.shape[1], mask.shape[0]] * 2))
 
 
 def _clip_rows(rng: np.random.Generator, clip: Clip, first: int, size: int) -> list[list[tuple[Any, ...]]]:
