@@ -556,12 +556,59 @@ def test_a_track_back_in_time_is_let_go_once_it_is_gone(q2):
     assert [held.frame.index for held in waiting if held.objects] == [18, 19]
 
 
+def test_a_track_back_in_time_ends_where_it_slips_onto_another_object(q2):
+    path = {i: LEFT if i > 2 else RIGHT for i in range(6)}  # before it was there, SAM 2 takes the other one for it
+    other = q2.track_entry(1, "cat", 0.5, box_mask(*RIGHT))
+    waiting = [q2.Held(frame, {1: other}) for frame in frames_of(5)]
+    track = q2.Track(7, "cat", 2, box_mask(*LEFT))
+    q2.look_back(
+        BackwardsTracker({7: path}),
+        SimpleNamespace(index=5, image=IMAGE),
+        [(track, {"box": LEFT}, -1)],
+        reversed(waiting),
+    )
+    assert [list(held.objects) for held in waiting] == [[1], [1], [1], [1, 7], [1, 7]]
+
+
 class FakeFrames(list):
     fps = 10.0
 
 
 def frames_of(count):
     return FakeFrames(SimpleNamespace(index=i, image=np.full_like(IMAGE, i)) for i in range(count))
+
+
+class StillTracker(FakeTracker):
+    """Everything stays where it was prompted."""
+
+    def __init__(self, *_):
+        super().__init__()
+
+    numbers = property(lambda self: list(self.objects))
+    prepare = show = staticmethod(lambda *_: None)
+
+    def track(self, backwards=False):
+        return dict(self.objects)
+
+
+@pytest.mark.parametrize(("first_seen", "from_frame"), [(8, 0), (40, 40 - 24)])
+def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(
+    q2, networks, settings, monkeypatch, first_seen, from_frame
+):
+    def detect(dino, image, phrases, settings):
+        return [seen("cat", *LEFT)] + [seen("red dog", *RIGHT)] * int(image[0, 0, 0] >= first_seen)
+
+    monkeypatch.setattr(q2, "detect", detect)
+    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
+    monkeypatch.setattr(q2, "off_colour", lambda track, image: False)
+    frames = frames_of(48)
+    frames.height, frames.width = IMAGE.shape[:2]
+    frames.backwards = lambda stop: reversed(frames[:stop])
+    done = list(q2.track_frames(networks(), frames, ["cat", "red dog"], settings, 4))
+    assert [frame.index for frame, _ in done] == list(range(48))
+    assert [[o["label"] for o in objects] for _, objects in done] == [["cat"]] * from_frame + [["cat", "red dog"]] * (
+        48 - from_frame
+    )
 
 
 def test_the_seed_is_the_first_frame_with_a_detection(q2, networks, settings, monkeypatch):
