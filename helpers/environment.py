@@ -53,27 +53,36 @@ def ensure_packages(**modules: str) -> list[str]:
 
     `ensure_packages(timm="timm>=1.0.12", cv2="opencv-python")` maps an importable module to the requirement that
     brings it. What the platform brought (torch, numpy, ...) is pinned to its installed version for pip's resolver, so
-    that no dependency can replace it. Returns the requirements that were installed. Raises `RuntimeError` with the
-    command to run when pip fails, which without internet it does.
+    that no dependency can replace it, and packages are built with what is installed: sam2's build asks for torch, of
+    which pip would otherwise fetch another one with its CUDA libraries. Returns the requirements that were installed.
+    Raises `RuntimeError` with the command to run when pip fails, which without internet it does.
     """
     missing = [requirement for module, requirement in modules.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return []
+    print(f"installing {', '.join(missing)} ...")
+    if tools := [name for name in ("setuptools", "wheel") if importlib.util.find_spec(name) is None]:
+        _pip_install(tools)
+    _pip_install(missing)
+    importlib.invalidate_caches()
+    return missing
+
+
+def _pip_install(requirements: list[str]) -> None:
     pins = [f"{name}=={version}" for name in PLATFORM_PACKAGES if (version := installed_version(name))]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(pins) + "\n")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *missing]
-        print(f"installing {', '.join(missing)} ...")
+        options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints)]
+        command = [sys.executable, "-m", "pip", "install", *options, *requirements]
         done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(
-            f"{', '.join(missing)} could not be installed ({reason}). With internet: pip install {' '.join(missing)}. "
+            f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
+            f"--no-build-isolation {' '.join(requirements)}. "
             "On Kaggle without internet: turn it on under Settings, or attach the wheels as an input."
         )
-    importlib.invalidate_caches()
-    return missing
 
 
 def is_interactive(environ: dict[str, str] | None = None) -> bool:

@@ -1,7 +1,9 @@
 """Kaggle, Colab and local told apart; helpers found wherever they may lie; only what is missing is installed."""
 
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -94,8 +96,26 @@ def test_a_dependency_cannot_replace_torch(offline_pip):
     assert not (offline_pip / "site" / "torch.py").exists()
 
 
+def test_a_build_uses_what_is_installed(offline_pip):
+    """As sam2's needs torch: there is no index to fetch another one from."""
+    files = {
+        "setup.py": "import numpy\nimport setuptools\nsetuptools.setup(py_modules=['tiny_built_module'])\n",
+        "pyproject.toml": '[build-system]\nrequires = ["setuptools", "numpy"]\n'
+        'build-backend = "setuptools.build_meta"\n[project]\nname = "tiny-built-module"\nversion = "1.0"\n',
+        "tiny_built_module.py": "",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-built-module\nVersion: 1.0\n",
+    }
+    with tarfile.open(offline_pip / "tiny_built_module-1.0.tar.gz", "w:gz") as sdist:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"tiny_built_module-1.0/{name}")
+            entry.size = len(text)
+            sdist.addfile(entry, io.BytesIO(text.encode()))
+    assert environment.ensure_packages(tiny_built_module="tiny-built-module") == ["tiny-built-module"]
+    assert (offline_pip / "site" / "tiny_built_module.py").is_file()
+
+
 def test_without_an_index_the_error_says_what_to_do(offline_pip):
-    with pytest.raises(RuntimeError, match="pip install no_such_thing>=2"):
+    with pytest.raises(RuntimeError, match="pip install --no-build-isolation no_such_thing>=2"):
         environment.ensure_packages(no_such_thing="no_such_thing>=2")
 
 
