@@ -1,4 +1,4 @@
-"""The record that passes between the stages: one object named by the text; and the box of a mask."""
+"""The record that passes between the stages: one object named by the text; and what is measured of masks."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The extent (x0, y0, x1, y1) in pixels of a mask, bool [H, W], that is not empty; x1 and y1 exclusive."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two bool masks [H, W]; 0 if both are empty."""
+    return np.count_nonzero(one & other) / max(1, np.count_nonzero(one | other))
+
+
+def covered(mask: np.ndarray, other: np.ndarray) -> float:
+    """Share of a bool mask [H, W] that lies in another one; 0 if it is empty."""
+    return np.count_nonzero(mask & other) / max(1, np.count_nonzero(mask))

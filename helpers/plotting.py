@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from helpers import distributed
 from helpers.checkpoint import dispensable_path
@@ -230,6 +231,7 @@ def threshold_curves(
             # lines that lie on one another are set apart a little
             axis.step(thresholds, np.asarray(values) + 0.04 * i, where="post", label=phrase)
         axis.axvline(chosen, color="0.3", linestyle="--", linewidth=1)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=f"{what} that are kept", xlabel=f"{name} (dashed: {chosen:g})", ylabel="number", xlim=(0, 1))
         axis.set_ylim(-0.2, max(3, *(max(values) for values in counts.values())) + 0.6)
     axes[1].legend(frameon=False, fontsize=9)

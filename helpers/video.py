@@ -385,6 +385,13 @@ def _preview(path: Path, most_bytes: int) -> Path:
         length = max(1, int(0.9 * length * most_bytes / size))
 
 
+def save_first_frame(path: Path | str, image: Path) -> Path:
+    """Write the first frame of a video as the PNG file `image`, and return that."""
+    with atomic_path(image) as temporary:
+        Image.fromarray(next(iter(VideoReader(path))).image).save(temporary)
+    return image
+
+
 def spread_frames(path: Path | str, count: int) -> list[Frame]:
     """Up to `count` frames of a video, spread evenly over its length, the first and the last among them."""
     video = VideoReader(path)

@@ -1,6 +1,6 @@
 """Peak memory and speed of q2's video pipeline by the length of the clip: 1080p, two objects.
 
-    python tests/bench_q2_video.py [--frames 200 2000] [--full 12 36] [--out assets/measured]
+    python tests/bench_q2_video.py [--frames 200 2000] [--full 12 36] [--redetect-every 6] [--out assets/measured]
 
 `--frames` are run with the tiny models, `--full` with models of full size (GroundingDINO Swin-T, SAM 2.1 small) with
 random weights, which find nothing: GroundingDINO looks, and the two objects' true boxes are taken. Each length runs in
@@ -64,7 +64,7 @@ def true_boxes(q2, networks, image, phrases, settings) -> list[Detection]:
     return q2.add_masks(networks.sam2, found)
 
 
-def run_once(path: Path, out: Path, full: Path | None) -> dict:
+def run_once(path: Path, every: int, full: Path | None) -> dict:
     """In this process: the figures of one clip. `full`: a folder with models of full size."""
     q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
     if full:
@@ -72,9 +72,8 @@ def run_once(path: Path, out: Path, full: Path | None) -> dict:
     networks = load_models(q2, full or TINY, compute)
     clip = VideoReader(path)
     start = time.perf_counter()
-    frames, complete = q2.segment_video(
-        networks, clip, list(PROMPT), q2.Settings(0.35, 0.25, 0.4, 0.7, 50), out, every=50
-    )
+    settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
+    frames, complete = q2.segment_video(networks, clip, list(PROMPT), settings, path.parent, every)
     seconds = time.perf_counter() - start
     return {
         "models": "full size" if full else "tiny",
@@ -92,11 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--full", type=int, nargs="*", default=[12, 36])
+    parser.add_argument("--redetect-every", type=int, default=6, help="frames, as the notebook's parameter")
     parser.add_argument("--out", type=Path, help="write bench_q2_video.md and .csv here")
     parser.add_argument("--one", type=Path, nargs="+", help=argparse.SUPPRESS)  # a clip, and the models unless tiny
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run_once(args.one[0], args.one[0].parent, *args.one[1:] or [None])))
+        print(json.dumps(run_once(args.one[0], args.redetect_every, *args.one[1:] or [None])))
         return
     rows = []
     with tempfile.TemporaryDirectory() as full:
@@ -105,7 +105,8 @@ def main() -> None:
         for models, count in [([], n) for n in args.frames] + [([full], n) for n in args.full]:
             with tempfile.TemporaryDirectory() as folder:
                 draw_clip(Path(folder) / "clip.mp4", count)
-                command = [sys.executable, __file__, "--one", str(Path(folder) / "clip.mp4"), *models]
+                every = ["--redetect-every", str(args.redetect_every)]
+                command = [sys.executable, __file__, *every, "--one", str(Path(folder) / "clip.mp4"), *models]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
@@ -114,6 +115,7 @@ def main() -> None:
     shown = [name for name in rows[0] if name not in ("complete", "device") and rows[0][name] != ""]
     made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
     made_by += f" --full {' '.join(map(str, args.full))}" if args.full else " --full"
+    made_by += f" --redetect-every {args.redetect_every}"
     lines = [f"`{made_by}`, 1080p, {rows[0]['device']}", "", "; ".join(machine("torch", "sam2", "av", "numpy"))]
     lines += ["", "| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(str(row[name]) for name in shown) + " |" for row in rows]

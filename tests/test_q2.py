@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -632,11 +633,14 @@ def test_clipseg_seeds_only_after_the_whole_clip_has_been_searched(q2, networks,
     assert q2.seed_frame(networks(), frames_of(9), ["cat"], settings, 4) == (None, [])
 
 
-def test_j_counts_frames_on_which_an_absent_object_has_no_mask(q2):
-    masks = np.zeros((4, *IMAGE.shape[:2]), bool)
-    masks[:2] = box_mask(*LEFT)
-    truth = SimpleNamespace(frames=np.zeros((4, *IMAGE.shape), np.uint8), objects=[SimpleNamespace(masks=masks)])
-    entry = q2.track_entry(1, "cat", 0.5, box_mask(*LEFT))
-    frames = [{"objects": [entry]}, {"objects": []}, {"objects": []}, {"objects": [entry]}]
-    assert q2.mean_j(frames, truth) == pytest.approx(0.5)  # right, missed, right, a ghost
-    assert q2.mean_j([{"objects": []}] * 4, truth) == pytest.approx(0.5)
+def test_the_search_for_a_seed_ends_at_the_deadline(q2, networks, settings, monkeypatch):
+    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
+    fakes, frames = networks(), frames_of(20)
+    assert q2.seed_frame(fakes, frames, ["cat"], settings, 4, deadline=time.perf_counter()) == (None, [])
+    assert fakes.dino.captions == [] and fakes.clipseg.asked == []
+    frames.height, frames.width = IMAGE.shape[:2]
+    done = []
+    with pytest.raises(TimeoutError):
+        for frame, objects in q2.track_frames(fakes, frames, ["cat"], settings, 4, time.perf_counter()):
+            done.append((frame.index, objects))
+    assert done == [(0, [])]  # a file has one frame at least

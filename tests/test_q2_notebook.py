@@ -149,18 +149,23 @@ def test_q2_stops_a_video_in_time_and_keeps_what_is_done(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", Silent(131, 97, 20)) as writer:
         for i in range(frames):
             writer.write(clip[i], i)
-    Image.fromarray(clip[0]).save(tmp_path / "a.png")
-    given = {
-        "VIDEO_PATH": tmp_path / "clip.mp4",
-        "IMAGE_PATH": tmp_path / "a.png",
-        "TEXT_PROMPT": "circle, square, star",
-    }
+    given = {"VIDEO_PATH": tmp_path / "clip.mp4", "TEXT_PROMPT": "circle, square, star"}
     done = execute(tmp_path / "out", models="tiny", max_seconds=0.5, redetect_every=0, **given)
     assert done.returncode == 0, done.stderr[-3000:]
+    # without an image of one's own the video's first frame is the one that the sections on images show
+    found = check_outputs(tmp_path / "out", {"circle", "square", "star"})
+    assert Path(found["image"]["path"]).name == "first_frame.png"
+    seen = np.array(Image.open(tmp_path / "out" / "first_frame.png"))
+    np.testing.assert_array_equal(seen, next(iter(VideoReader(tmp_path / "clip.mp4"))).image)
     record = check_tracks(tmp_path / "out", tmp_path / "clip.mp4", complete=False)
     assert 1 <= len(record["frames"]) < frames and "stopped after 0.5 s (max_seconds)" in nbrun.printed(
         tmp_path / "out"
     )
+
+
+def test_q2_asks_for_a_prompt_where_a_file_of_ones_own_is_given(tmp_path):
+    done = execute(tmp_path / "out", models="tiny", VIDEO_PATH=tmp_path / "clip.mp4")
+    assert done.returncode != 0 and "TEXT_PROMPT is not set: say what to look for" in done.stderr
 
 
 def test_q2_leaves_out_the_widgets_where_nobody_can_use_them(run):

@@ -21,47 +21,22 @@ import torch
 from measure import STREAM, load_tiny, nbload, table
 
 from helpers import device, environment
-from helpers.outputs import decode_mask
 from helpers.synthetic import make_clip
+from helpers.track_scores import TrackScore, masks_by_id, score_object
 from helpers.video import Silent, VideoReader, VideoWriter
 
 HEIGHT, WIDTH, FRAMES, FPS = 240, 320, 60, 24
 
 
 def follow(q2, networks, clip, path: Path, every: int) -> list[dict]:
-    """The entries of each frame, {id: (label, mask)}, for the clip as a video file."""
+    """The objects of each frame, {id: (label, mask)}, for the clip as a video file."""
     with VideoWriter(path, Silent(WIDTH, HEIGHT, FPS), quality=12) as writer:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     phrases = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in clip.objects))
     settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
     walk = q2.track_frames(networks, VideoReader(path), phrases, settings, every)
-    return [{o["id"]: (o["label"], decode_mask(o["mask"])) for o in objects} for _, objects in walk]
-
-
-def score(q2, item, frames: list[dict]) -> dict:
-    """Of one true object. Its id on a frame is the one that overlaps it most, by at least half; `j` is the mean IoU of
-    the id that it has most often; a switch is a change from one id to another."""
-    label = f"{item.colour} {item.shape}"
-    ids = []
-    for found, mask in zip(frames, item.masks, strict=True):
-        overlaps = {i: q2.mask_iou(m, mask) for i, (name, m) in found.items() if name == label}
-        best = max(overlaps, key=overlaps.get, default=None)
-        ids.append(best if best is not None and overlaps[best] >= 0.5 else None)
-    known = [i for i in ids if i is not None]
-    main = max(set(known), key=known.count, default=None)
-    values = []
-    for found, mask in zip(frames, item.masks, strict=True):
-        mine = found[main][1] if main in found else np.zeros_like(mask)
-        values.append(q2.mask_iou(mine, mask) if (mine | mask).any() else 1.0)
-    shows = np.flatnonzero(item.masks.sum((1, 2)) >= 0.5 * item.masks.sum((1, 2)).max())
-    first = next((t for t, i in enumerate(ids) if i is not None), None)
-    return {
-        "j": float(np.mean(values)),
-        "switched": len(set(known)) > 1,
-        "late": item.masks[0].sum() == 0,
-        "delay": None if first is None or not len(shows) else first - int(shows[0]),
-    }
+    return masks_by_id([{"objects": objects} for _, objects in walk])
 
 
 _shared: dict = {}  # in each process: the notebook's definitions and the models
@@ -73,7 +48,7 @@ def _start_worker() -> None:
     _shared["networks"] = load_tiny(_shared["q2"], device.pick_compute())
 
 
-def measure_clip(seed: int, every: int, number: int) -> tuple[list[dict], float]:
+def measure_clip(seed: int, every: int, number: int) -> tuple[list[TrackScore], float]:
     """The scores of a clip's objects, and seconds a frame."""
     q2 = _shared["q2"]
     clip = make_clip(np.random.default_rng((STREAM + seed, number, 1)), HEIGHT, WIDTH, FRAMES)
@@ -81,7 +56,7 @@ def measure_clip(seed: int, every: int, number: int) -> tuple[list[dict], float]
         begun = time.perf_counter()
         frames = follow(q2, _shared["networks"], clip, Path(folder) / "clip.mp4", every)
         seconds = (time.perf_counter() - begun) / FRAMES
-    return [score(q2, item, frames) for item in clip.objects if item.masks.any()], seconds
+    return [score_object(item, frames) for item in clip.objects if item.masks.any()], seconds
 
 
 def main() -> None:
@@ -100,12 +75,12 @@ def main() -> None:
         for i, (found, taken) in enumerate(pool.map(measure_clip, *given)):
             results += found
             seconds.append(taken)
-            print(f"clip {i + 1}: J so far {np.mean([r['j'] for r in results]):.3f}", flush=True)
-    late = [r["delay"] is not None and r["delay"] <= args.redetect_every for r in results if r["late"]]
+            print(f"clip {i + 1}: J so far {np.mean([r.j for r in results]):.3f}", flush=True)
+    late = [r.delay is not None and r.delay <= args.redetect_every for r in results if r.late]
     rows = [
-        ("mean J over frames and objects", f"{np.mean([r['j'] for r in results]):.3f}", len(results)),
-        ("median J of an object", f"{np.median([r['j'] for r in results]):.3f}", len(results)),
-        ("objects whose id changes", f"{100 * np.mean([r['switched'] for r in results]):.1f} %", len(results)),
+        ("mean J over frames and objects", f"{np.mean([r.j for r in results]):.3f}", len(results)),
+        ("median J of an object", f"{np.median([r.j for r in results]):.3f}", len(results)),
+        ("objects whose id changes", f"{100 * np.mean([r.switched for r in results]):.1f} %", len(results)),
         (
             f"late objects found within {args.redetect_every} frames of half of their largest area showing",
             f"{100 * np.mean(late):.1f} %" if late else "none",
