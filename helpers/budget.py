@@ -68,7 +68,7 @@ class Pace:
 
 
 def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], compute: Compute, steps: int = 8) -> Pace:
-    """Time `steps` calls of `step` and one of `validate`, then put `state` (a dataclass) and all random states back.
+    """Time `steps` calls of `step` and one of `validate`, warmed up, then put `state` (a dataclass) and all random states back.
 
     Its `micro_batch` stays: a step that ran out of memory would do so again.
     """
@@ -79,9 +79,13 @@ def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], co
             start = time.perf_counter()
         step()
     compute.synchronize()
-    middle = time.perf_counter()
+    trained = time.perf_counter() - start
+    if compute.device.type != "cpu":
+        validate()  # a GPU loads kernels of its own for it the first time
+        compute.synchronize()
+    start = time.perf_counter()
     validate()
-    pace = Pace((middle - start) / steps, time.perf_counter() - middle)
+    pace = Pace(trained / steps, time.perf_counter() - start)
     before["micro_batch"] = state.micro_batch
     checkpoint.unpack(state, before)
     return pace
