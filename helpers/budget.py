@@ -68,7 +68,7 @@ class Pace:
 
 
 def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], compute: Compute, steps: int = 8) -> Pace:
-    """Time `steps` calls of `step` and one of `validate`, warmed up, then put `state` (a dataclass) and all random states back.
+    """Time `steps` calls of `step` and one of `validate`, then put `state` (a dataclass) and all random states back.
 
     Its `micro_batch` stays: a step that ran out of memory would do so again.
     """
