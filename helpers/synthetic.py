@@ -367,12 +367,14 @@ def _any_kind(rng):
     return SCENE_SHAPES[rng.integers(len(SCENE_SHAPES))], tuple(COLOURS)[rng.integers(len(COLOURS))]
 
 
-def _kinds(rng, n):
-    """n pairs (shape, colour): any, the same again, or with the colour or the shape of an earlier one."""
+def _kinds(rng, n, alike=0.6):
+    """n pairs (shape, colour): any or, for a share of `alike`, the same again, or with the colour or the shape of an
+    earlier one."""
     kinds = []
     for _ in range(n):
         shape, colour = _any_kind(rng)
-        if kinds and (how := rng.random()) < 0.6:
+        if kinds and (how := rng.random()) < alike:
+            how *= 0.6 / alike
             other = kinds[rng.integers(len(kinds))]
             shape = other[0] if how < 0.35 else shape
             colour = other[1] if how < 0.07 or how >= 0.35 else colour
@@ -606,6 +608,7 @@ def make_clip(
     max_share=0.4,
     occluders=(0, 1),
     motions=None,
+    alike=0.6,
 ):
     """Draw a clip: objects of different kinds move over a still background, pass over one another, turn and change
     their size a little; some enter the picture after it has begun, some leave it, and posts of a muted colour may stand
@@ -613,14 +616,15 @@ def make_clip(
 
     seed: as in `make_scene`. height, width: in pixels. frames: how many. objects: the fewest and the most; the first
     one stays in the picture. min_diameter, max_share: as in `make_scene`. occluders: the fewest and the most posts.
-    motions: for each object "stay", "enter" or "leave", in place of `objects`.
+    motions: for each object "stay", "enter" or "leave", in place of `objects`. alike: share of the objects that are
+    given the colour or the shape of an earlier one.
 
     Returns a `Clip`; no two of its objects have both their shape and their colour in common. Raises ValueError for an
     image in which the smallest object has no room.
     """
     rng, background = _begin(seed, height, width, min_diameter)
     objects = objects if motions is None else (len(motions),) * 2
-    kinds = list(dict.fromkeys(_kinds(rng, rng.integers(objects[0], objects[1] + 1))))
+    kinds = list(dict.fromkeys(_kinds(rng, rng.integers(objects[0], objects[1] + 1), alike)))
     while len(kinds) < objects[0]:
         kinds = list(dict.fromkeys([*kinds, _any_kind(rng)]))
     canvas = np.repeat(background[None], frames, axis=0)

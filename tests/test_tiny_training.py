@@ -43,3 +43,13 @@ def test_matrices_of_layers_go_to_muon_and_all_else_to_adamw():
     optimizers = common.Optimizers([network], 0.01, plain=("box",))
     assert [p.shape for p in optimizers.muon.param_groups[0]["params"]] == [(6, 4)]
     assert len(optimizers.adamw.param_groups[0]["params"]) == len(list(network.parameters())) - 1
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")
+def test_pytorchs_own_muon_can_be_taken():
+    network = torch.nn.Linear(4, 6)
+    optimizers = common.Optimizers([network], 0.01, torch_muon=True)
+    assert isinstance(optimizers.muon, torch.optim.Muon)
+    before = network.weight.clone()
+    optimizers.step(network(torch.ones(1, 4)).square().sum(), 1e-3, 1e-2)
+    assert not torch.equal(before, network.weight)

@@ -110,9 +110,11 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimizers:
     """Muon for the matrices of a network's layers, AdamW for everything else: embeddings, convolutions, norms, biases,
     and the layers with one of `plain` in their names. With AdamW alone, shapes took several times as many steps to be
-    learned."""
+    learned. `torch_muon` takes PyTorch's own Muon (2.9 and newer) instead of the one above."""
 
-    def __init__(self, networks: Sequence[nn.Module], weight_decay: float, plain: Sequence[str] = ()) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], weight_decay: float, plain: Sequence[str] = (), torch_muon: bool = False
+    ) -> None:
         matrices = {}
         for network in networks:
             for name, layer in network.named_modules():
@@ -121,7 +123,10 @@ class Optimizers:
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         others = [parameter for parameter in self.parameters if parameter not in matrices]
         self.adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=weight_decay)
-        self.muon = Muon(matrices, weight_decay)
+        if torch_muon:
+            self.muon = torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        else:
+            self.muon = Muon(matrices, weight_decay)
 
     def step(self, loss: Tensor, learning_rate: float, muon_rate: float) -> None:
         """One step down the gradient of `loss`, whose norm is cut at 1."""

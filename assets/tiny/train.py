@@ -1,4 +1,4 @@
-"""Train the embedded tiny models again, from a seed, on one CPU core in about four hours:
+"""Train the embedded tiny models again, from a seed, on one CPU core in about six hours:
 
     python assets/tiny/train.py                    # all three, then the table of assets/tiny/measure.py
     python assets/tiny/train.py sam2 --seed 1      # one of them
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,21 +24,32 @@ import train_sam2  # noqa: E402
 import nbload  # noqa: E402
 from helpers.device import pick_compute  # noqa: E402
 
-TRAININGS = {"groundingdino": train_groundingdino.train, "sam2": train_sam2.train, "clipseg": train_clipseg.train}
+MODELS = ("groundingdino", "sam2", "clipseg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(TRAININGS)}; all if none is named")
+    parser.add_argument("models", nargs="*", metavar="model", help=f"of {', '.join(MODELS)}; all if none is named")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("outputs/tiny"), help="for states to go on from")
     parser.add_argument("--out", type=Path, default=HERE, help="where the folders of the models are written")
+    parser.add_argument(
+        "--torch-muon",
+        action="store_true",
+        help="GroundingDINO with PyTorch's own Muon in bfloat16, as the weights in this folder were trained; on a CPU "
+        "without instructions for bfloat16 several times as slow",
+    )
     args = parser.parse_args()
-    if unknown := set(args.models) - TRAININGS.keys():
-        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(TRAININGS)}")
+    if unknown := set(args.models) - set(MODELS):
+        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+    trainings = {
+        "groundingdino": partial(train_groundingdino.train, torch_muon=args.torch_muon),
+        "sam2": train_sam2.train,
+        "clipseg": train_clipseg.train,
+    }
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in args.models or TRAININGS:
-        TRAININGS[name](args.seed, args.work, args.out / name)
+    for name in args.models or MODELS:
+        trainings[name](args.seed, args.work, args.out / name)
     q2 = nbload.load("q2.ipynb")
     rows = measure.measure(q2, measure.load_tiny(q2, pick_compute(), args.out), scenes=500, seed=args.seed + 1)
     print(measure.table(rows, "500 scenes"))

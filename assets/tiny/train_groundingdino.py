@@ -275,7 +275,7 @@ def total_loss(model, heads, samples, pixels, ids, mask, truth) -> tuple[Tensor,
     return loss, {"loss": loss.item(), **figures}
 
 
-def train(seed: int, work: Path, out: Path, steps: int = STEPS) -> None:
+def train(seed: int, work: Path, out: Path, steps: int = STEPS, torch_muon: bool = False) -> None:
     """Train from `seed`, going on from the state in `work` if there is one, and write the transformers folder `out`."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(work)
@@ -283,7 +283,8 @@ def train(seed: int, work: Path, out: Path, steps: int = STEPS) -> None:
     print(f"GroundingDINO: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters", flush=True)
     heads = nn.ModuleList(KindHead(model.config.d_model) for _ in range(2 + model.config.decoder_layers))
     # Where a query looks, and its box, are small changes of what they were: not for Muon's steps of one size.
-    optimizers = Optimizers([model, heads], 1e-4, plain=("sampling_offsets", "attention_weights", "bbox_embed"))
+    plain = ("sampling_offsets", "attention_weights", "bbox_embed")
+    optimizers = Optimizers([model, heads], 1e-4, plain, torch_muon)
     processor = GroundingDinoImageProcessor(size={"shortest_edge": SHORTEST, "longest_edge": LONGEST})
 
     def step_once(step: int, rng: np.random.Generator) -> dict[str, float]:

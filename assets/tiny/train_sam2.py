@@ -133,11 +133,16 @@ MODEL = {
     "use_mlp_for_obj_ptr_proj": True,
 }
 
-# Steps in all; of these, the first with images only; of these, the first with small ones only.
-STEPS, IMAGE_STEPS, SMALL_STEPS = 4400, 900, 600
+# Steps in all; of these, those until the learning rates reach 0 for the first time; of these, the first with images
+# only; of these, the first with small ones only.
+STEPS, FIRST_STEPS, IMAGE_STEPS, SMALL_STEPS = 6400, 4400, 900, 600
 IMAGES = ((192, 8), (320, 4), (SIZE, 2))  # (size of the input, images a step)
 CLIPS = ((192, 2, 8), (320, 1, 7), (SIZE, 1, 5))  # (size, clips a step, frames of each), every second step
 CHANCES = (0.65, 0.22, 0.13)  # of the sizes: small images' objects have as many pixels as small ones of large images
+# After `FIRST_STEPS`, two steps of three are on clips, longer and larger ones, and objects are more alike.
+LATER_CLIPS = ((192, 1, 14), (320, 1, 8), (SIZE, 1, 5))
+LATER_CHANCES = (0.5, 0.3, 0.2)
+ALIKE = (0.6, 0.85)  # share of a clip's objects that have something in common with another
 LEARNING_RATE, MUON_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 2.5e-3, 100, 0.02
 SMALLEST = 9.0  # diameter in pixels of the input
 CROWDED = 0.4  # share of the images in which objects hide much of one another
@@ -232,10 +237,11 @@ def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return (wide > 1) & (high > 1)
 
 
-def draw_crowded(rng: np.random.Generator, size: int) -> Sample:
+def draw_crowded(rng: np.random.Generator, size: int, alike: float) -> Sample:
     """A frame of a clip, size x size pixels: objects lie over one another, behind posts and across the image's edge."""
     wide, high = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
-    clip = make_clip(rng, high, wide, 2, objects=(2, 5), min_diameter=SMALLEST * max(high, wide) / size, max_share=0.55)
+    smallest = SMALLEST * max(high, wide) / size
+    clip = make_clip(rng, high, wide, 2, objects=(2, 5), min_diameter=smallest, max_share=0.55, alike=alike)
     t = rng.integers(2)
     objects = []
     for item in clip.objects:
@@ -247,13 +253,15 @@ def draw_crowded(rng: np.random.Generator, size: int) -> Sample:
     return Sample(image, np.empty((0, size, size), bool), boxes, Scene(clip.frames[t], objects))
 
 
-def draw_batch(rng: np.random.Generator, size: int, images: int) -> Batch:
+def draw_batch(rng: np.random.Generator, size: int, images: int, alike: float) -> Batch:
     """Scenes, and boxes around some of their objects and elsewhere."""
     rows: list[tuple[Any, ...]] = []
     pictures = []
     while len(pictures) < images:
-        crowded = rng.random() < CROWDED
-        sample = draw_crowded(rng, size) if crowded else draw_sample(rng, size, size, SMALLEST, 2 ** rng.uniform(-1, 1))
+        if rng.random() < CROWDED:
+            sample = draw_crowded(rng, size, alike)
+        else:
+            sample = draw_sample(rng, size, size, SMALLEST, 2 ** rng.uniform(-1, 1))
         if not len(sample.boxes):
             continue
         objects = sample.boxes * size
@@ -378,13 +386,14 @@ def losses(batch: Batch, logits: Tensor, ious: Tensor, present: Tensor) -> tuple
 # --- Clips -----------------------------------------------------------------------------------------------------------
 
 
-def draw_clip(rng: np.random.Generator, size: int, frames: int) -> Clip:
+def draw_clip(rng: np.random.Generator, size: int, frames: int, alike: float) -> Clip:
     """Consecutive frames of a clip, anything from a fast one to a slow one. On the first of them something shows, which
     in most is hidden later on."""
     while True:
         length = round(frames * math.exp(rng.uniform(math.log(1.2), math.log(10))))
         height, width = (round(size * ratio) for ratio in rng.permutation((1, rng.uniform(1, 1.6))))
-        clip = make_clip(rng, height, width, length, objects=(1, 4), min_diameter=SMALLEST * max(height, width) / size)
+        smallest = SMALLEST * max(height, width) / size
+        clip = make_clip(rng, height, width, length, objects=(1, 4), min_diameter=smallest, alike=alike)
         shows = np.array([[_shows(mask) for mask in item.masks] for item in clip.objects])  # [N, T]
         hidden = ~np.array([item.masks.any((1, 2)) for item in clip.objects])
         starts = [t for t in range(length - frames + 1) if shows[:, t].any()]
@@ -513,9 +522,13 @@ def save(model: torch.nn.Module, out: Path) -> None:
 
 
 def _rate(step: int) -> float:
-    """Share of the learning rates: a warm-up, down to a half by `IMAGE_STEPS` to twice that, at the end to 0."""
+    """Share of the learning rates: a warm-up, down to a half by `IMAGE_STEPS` to twice that, to 0 at `FIRST_STEPS`;
+    from there up to a half again, and to 0 at the end."""
+    if step >= FIRST_STEPS:
+        again = step - FIRST_STEPS
+        return 0.5 * min(1.0, (again + 1) / WARM_UP) * (1 - again / (STEPS - FIRST_STEPS))
     settled = min(1.0, max(0.5, 1.5 - 0.5 * step / IMAGE_STEPS))
-    return min(1.0, (step + 1) / WARM_UP) * settled * min(1.0, 4 * (1 - step / STEPS))
+    return min(1.0, (step + 1) / WARM_UP) * settled * min(1.0, 4 * (1 - step / FIRST_STEPS))
 
 
 def _towards(ends: tuple[float, float], step: int) -> float:
@@ -532,20 +545,22 @@ def train(seed: int, work: Path, out: Path) -> None:
     optimizers = Optimizers([model, head], WEIGHT_DECAY)
 
     def step_once(step: int, rng: np.random.Generator) -> dict[str, float]:
-        kind = 0 if step < SMALL_STEPS else rng.choice(len(CHANCES), p=CHANCES)
-        if step < IMAGE_STEPS or step % 2:
+        later = step >= FIRST_STEPS
+        chances = LATER_CHANCES if later else CHANCES
+        kind = 0 if step < SMALL_STEPS else rng.choice(len(chances), p=chances)
+        if step % 3 == 0 if later else step < IMAGE_STEPS or step % 2:
             size, count = IMAGES[kind]
             set_size(model, size)
-            batch = draw_batch(rng, size, count)
+            batch = draw_batch(rng, size, count, ALIKE[later])
             *answer, features = predict(model, batch)
             loss, figures = losses(batch, *answer)
             inside = inside_box(head, batch, features)
             loss = loss + 2 * inside
             figures["inside"] = inside.item()
         else:
-            size, count, length = CLIPS[kind]
+            size, count, length = (LATER_CLIPS if later else CLIPS)[kind]
             set_size(model, size)
-            clips = [draw_clip(rng, size, length) for _ in range(count)]
+            clips = [draw_clip(rng, size, length, ALIKE[later]) for _ in range(count)]
             tracks = [row for i, clip in enumerate(clips) for row in _clip_rows(rng, clip, i * length, size)]
             pictures = [
                 cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for c in clips for frame in c.frames
