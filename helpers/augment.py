@@ -3,12 +3,12 @@
 Every image gets its own crop offset, flip, operations, magnitudes, signs and erased rectangle. The few random numbers
 come from one CPU generator, and everything that decides sizes (how many images get which operation) is worked out from
 them on the CPU: nothing here waits for a GPU, and the same seed gives the same bytes on the same device. The input is
-not modified.
+not modified unless `inplace` asks for it.
 
     generator = torch.Generator().manual_seed(0)
     x = random_crop_flip(images, 4, generator)      # uint8 [B, 3, H, W]
     x = rand_augment(x, 2, 9, generator)            # uint8 [B, 3, H, W]
-    x = random_erasing(normalise(x), 0.25, generator)  # float [B, 3, H, W]
+    x = random_erasing(normalise(x), 0.25, generator, inplace=True)  # float [B, 3, H, W]
 
 Sources: RandAugment, Cubuk et al. 2020, arXiv 1909.13719, with the operations, ranges and defaults of timm's
 'rand-m9-mstd0.5-inc1' (timm/data/auto_augment.py); Random Erasing, Zhong et al. 2020, arXiv 1708.04896, with timm's

@@ -3,7 +3,8 @@
     python tests/bench_q1.py [--parts augmentation epoch] [--data-root DIR] [--repeats 5] [--out DIR]
 
 Part "augmentation": crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) of
-32×32 images, by helpers/augment.py and as it is usually done, image by image on Pillow images in a DataLoader.
+32×32 images on a CPU, by q1.ipynb's own `augment` and as it is usually done, image by image on Pillow images in a
+DataLoader.
 Part "epoch": a whole training epoch, data and augmentation included, of one ViT (width 192, depth 9, patch 4), by
 q1.ipynb's own code and by the usual loop over a DataLoader; on the GPU where there is one.
 
@@ -14,12 +15,14 @@ Prints each part's table and writes it as CSV and Markdown into --out.
 import argparse
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import timm.data.auto_augment as timm_aa
@@ -34,11 +37,10 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import nbload
 from helpers import budget, environment
-from helpers.augment import rand_augment, random_crop_flip, random_erasing
 from helpers.checkpoint import write_csv
 from helpers.config import make_config
 from helpers.data import Split
-from helpers.device import cpu_name, pick_compute
+from helpers.device import Compute, cpu_name, pick_compute
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
@@ -100,19 +102,16 @@ def machine(*packages: str) -> list[str]:
     return lines
 
 
-def write_table(
-    rows: list[dict], out: Path | None, name: str, notes: Sequence[str] = (), head_lines: Sequence[str] | None = None
-) -> None:
-    """Print rows (dicts with the same keys) as a Markdown table under `head_lines` (`machine()` unless given) and over
-    `notes`; with out, also write {name}.csv and .md."""
+def write_table(rows: list[dict], out: Path | None, name: str, notes: Sequence[str], head_lines: Sequence[str]) -> None:
+    """Print rows (dicts with the same keys) as a Markdown table under `head_lines` and over `notes`; with out, also
+    write {name}.csv and .md."""
     head = list(rows[0])
     table = [
         head,
         ["---"] * len(head),
         *([f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in rows),
     ]
-    above = machine() if head_lines is None else head_lines
-    text = "\n\n".join((*above, "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
+    text = "\n\n".join((*head_lines, "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
     print(text)
     if out is None:
         return
@@ -152,15 +151,13 @@ class PillowImages(Dataset):
         return self.transform(Image.fromarray(self.pixels[index]))
 
 
-def ours(images: Tensor, batch: int, prob: float) -> Callable[[], int]:
-    generator = torch.Generator().manual_seed(0)
-    scale = (1 / (255 * torch.tensor(STD))).view(3, 1, 1)
-    shift = (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
+def ours(q1, images: Tensor, batch: int) -> Callable[[], int]:
+    cfg, compute = epoch_config(q1, 192, 9, 4), Compute(torch.device("cpu"), "CPU", "fp32")
+    task = notebook_task(q1, cfg, images, torch.zeros(len(images), dtype=torch.long), compute)
 
     def run() -> int:
         for x in images.split(batch):
-            x = rand_augment(random_crop_flip(x, 4, generator), 2, 9, generator, prob=prob)
-            random_erasing(x.float().mul_(scale).add_(shift), 0.25, generator, inplace=True)
+            q1.augment(x, task)
         return len(images)
 
     return run
@@ -248,10 +245,12 @@ def v2_chunks(images: Tensor) -> Callable[[], int]:
 def augmentation(args: argparse.Namespace) -> Iterator[Contender]:
     images = load_images(args.data_root, args.images)
     few = images[: max(BATCH, args.images // 4)]  # for those that take about thirty times as long
+    q1, q1_always = nbload.load("q1.ipynb"), nbload.load("q1.ipynb")
+    q1_always.rand_augment = partial(q1_always.rand_augment, prob=1.0)  # the notebook leaves it at 0.5
     for threads in (1, 2):
-        yield Contender(f"ours, batches of {BATCH}", threads, ours(images, BATCH, 0.5))
-        yield Contender("ours, batches of 128", threads, ours(images, 128, 0.5))
-        yield Contender(f"ours, batches of {BATCH}, every operation applied", threads, ours(images, BATCH, 1.0))
+        yield Contender(f"ours, batches of {BATCH}", threads, ours(q1, images, BATCH))
+        yield Contender("ours, batches of 128", threads, ours(q1, images, 128))
+        yield Contender(f"ours, batches of {BATCH}, every operation applied", threads, ours(q1_always, images, BATCH))
         yield Contender("torchvision v2, one draw for 8 images", threads, v2_chunks(images))
         workers = 0 if threads == 1 else 2
         yield Contender("torchvision, per image", threads, loader(few, torchvision_transform(), workers))
@@ -291,13 +290,18 @@ def epoch_config(q1, width: int, depth: int, patch: int, batch: int = 128):
     )
 
 
-def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
-    """Runs an epoch of the notebook's own code, and returns for how many images; images uint8 [N, 3, 32, 32]."""
+def notebook_task(q1, cfg, images: Tensor, labels: Tensor, compute):
+    """The notebook's `Task` for images, uint8 [N, 3, 32, 32], of ten classes, with none held out."""
     device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
     split = Split(images.to(device), labels.to(device))
-    task = q1.Task(cfg, compute, split, Split(split.images[:0], split.labels[:0]), *scale, 10)
+    return q1.Task(cfg, compute, split, Split(split.images[:0], split.labels[:0]), *scale, 10)
+
+
+def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
+    """Runs an epoch of the notebook's own code, and returns for how many images; images uint8 [N, 3, 32, 32]."""
+    task = notebook_task(q1, cfg, images, labels, compute)
     per_epoch = len(images) // cfg.batch_size
-    state = q1.new_state(q1.ViT(cfg, 10).to(device), task, budget.make_plan(10**6, 1, 0, per_epoch))
+    state = q1.new_state(q1.ViT(cfg, 10).to(compute.device), task, budget.make_plan(10**6, 1, 0, per_epoch))
 
     def run() -> int:
         q1.train_epoch(state, task, budget.Pace(1.0))
@@ -365,7 +369,7 @@ EPOCH_NOTES = (
 PARTS = {"augmentation": (augmentation, AUGMENTATION_NOTES), "epoch": (epoch, EPOCH_NOTES)}
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--data-root", help="a folder with CIFAR-10; default: synthetic images")
@@ -373,11 +377,13 @@ def main() -> None:
     parser.add_argument("--epoch-images", type=int, help="per epoch; default: 1,024 on a CPU, 50,000 on a GPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
+    command = shlex.join(["python", "tests/bench_q1.py", *given])
     for name in args.parts:
         contenders, notes = PARTS[name]
-        write_table(measure(list(contenders(args)), args.repeats), args.out, f"bench_q1_{name}", notes)
+        rows = measure(list(contenders(args)), args.repeats)
+        write_table(rows, args.out, f"bench_q1_{name}", notes, [f"`{command}`", *machine()])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

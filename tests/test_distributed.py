@@ -219,8 +219,9 @@ def test_a_script_needs_a_place_for_its_parameters(tmp_path):
         export_script(tmp_path / "bare.ipynb", {}, tmp_path / "bare.py")
 
 
-def test_the_launching_cell_hands_over_settings_and_evaluates_the_result(tmp_path, q1):
-    """Its code, with everything around it as the notebook has it and `launch` replaced."""
+def test_the_launching_cell_hands_over_settings_and_evaluates_the_result(tmp_path, q1, capsys):
+    """Its code, with everything around it as the notebook has it and `launch` replaced; the notebook's file is not
+    known, so that the project's is run."""
     (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "LAUNCH_ON_ALL_GPUS =" in cell["source"]]
     cfg = q1.make_config(q1.RECIPE, q1.PRESETS, "quick", {"lr": 0.5, "out_dir": str(tmp_path), "checkpoint": None}, 0)
     started = []
@@ -232,6 +233,7 @@ def test_the_launching_cell_hands_over_settings_and_evaluates_the_result(tmp_pat
     exec(cell.replace("GPUS = False", "GPUS = True"), world)
     ((script, processes, search),) = started
     assert processes >= 1 and search == ROOT
+    assert f"running {ROOT / 'q1.ipynb'} as last saved" in capsys.readouterr().out
     source = script.read_text()
     compile(source, "script", "exec")
     assert source.index("\nlr = None") < source.index("\nlr = 0.5") and "\npreset = 'quick'" in source

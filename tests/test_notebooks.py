@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 
 import nbload
 import nbrun
-from helpers import data
+from helpers import checkpoint, data
 
 ROOT = nbload.ROOT
 CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
@@ -149,6 +150,15 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
 def test_q1_complains_clearly(tmp_path, parameters, complaint):
     done = papermill("q1.ipynb", tmp_path, download=False, **parameters)
     assert done.returncode and complaint in done.stderr
+
+
+def test_q1_refuses_a_checkpoint_of_other_classes(tmp_path):
+    (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "knows the classes" in cell["source"]]
+    content = dict.fromkeys(("model", "config", "mean", "std", "weights", "epoch"), 0) | {"classes": ["cat", "dog"]}
+    torch.save(content, tmp_path / "other.pth")
+    cfg, found = SimpleNamespace(checkpoint=tmp_path / "other.pth"), SimpleNamespace(classes=["car"], source="data")
+    with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
+        exec(cell, {"Path": Path, "ckpt": checkpoint, "cfg": cfg, "found": found})
 
 
 @pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import budget
+from helpers.augment import rand_augment, random_crop_flip, random_erasing
 from helpers.config import make_config
 from helpers.data import Split
 from helpers.device import Compute
@@ -134,6 +135,19 @@ def test_mixed_images_and_targets_share_their_weight(q1, which):
         seen.add(round(float(targets[0, 0]), 3))
     assert len(seen) > 5
     assert q1.make_batch(images, torch.zeros(16, dtype=torch.long), task, mix=False)[1][:, 0].eq(1).all()
+
+
+def test_augmentation_is_its_steps_bit_for_bit_and_leaves_the_images_alone(q1):
+    """It works in place where that saves memory."""
+    task = make_task(q1, randaug_n=2, erase_prob=0.5)
+    images, before, draws = task.train.images, task.train.images.clone(), torch.default_generator
+    torch.manual_seed(3)
+    x = rand_augment(random_crop_flip(images, 4, draws), 2, 9, draws)
+    expected = random_erasing((x.float() / 255 - task.mean) / task.std, 0.5, draws)
+    torch.manual_seed(3)
+    assert torch.equal(q1.augment(images, task), expected) and torch.equal(images, before)
+    pixels = images.float()
+    assert torch.equal(task.normalise(pixels), task.normalise(images)) and torch.equal(pixels, images.float())
 
 
 def test_images_are_enlarged_where_asked(q1):
