@@ -152,6 +152,9 @@ def random_erasing(
     chosen, boxes = draw_rectangles(B, H, W, prob, generator, area, aspect)
     # Only as much noise as there are pixels to fill: drawing it is what this function costs on a CPU.
     noise = _normal(C * int((boxes[2] * boxes[3]).sum()), images, generator)
+    done = images if inplace else images.clone()
+    if not len(chosen):
+        return done
     chosen, boxes = _send(images.device, chosen, boxes)
 
     top, left, height, width = boxes[:, :, None]  # each [K, 1]
@@ -160,8 +163,8 @@ def random_erasing(
     in_rows = (y >= top) & (y < top + height)  # [K, H]
     in_columns = (x >= left) & (x < left + width)  # [K, W]
     inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]  # [K, 1, H, W]
-    erased = images.index_select(0, chosen).masked_scatter_(inside, noise)
-    return (images if inplace else images.clone()).index_copy_(0, chosen, erased)
+    done[chosen] = images.index_select(0, chosen).masked_scatter_(inside, noise)
+    return done
 
 
 # ---- the draws, on the CPU ----
@@ -324,8 +327,12 @@ def _warp(images: Tensor, _, __, matrices: Tensor, fill: Tensor) -> Tensor:
     columns = matrices[:, :, 0, None] * x  # [G, 2, W]
     # The two coordinates as planes, not pairs: ten times as fast to fill, and no slower to sample with.
     grid = rows[:, :, :, None] + columns[:, :, None, :]  # [G, 2, H, W]
-    pixels = images.float()
-    warped = F.grid_sample(pixels, grid.permute(0, 2, 3, 1), "bilinear", padding_mode="border", align_corners=False)
+    # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs lack before torch 2.13
+    # (github.com/pytorch/pytorch/issues/125098).
+    middles = 1 - 1 / torch.tensor([W, H], dtype=torch.float32)  # of the outermost pixels
+    (middles,) = _send(images.device, middles[:, None, None])
+    places = grid.clamp(-middles, middles).permute(0, 2, 3, 1)
+    warped = F.grid_sample(images.float(), places, "bilinear", padding_mode="zeros", align_corners=False)
     # The image's edge is hard, as Pillow has it: no pixel mixes image and fill. A position exactly on the edge
     # is inside at the left and top only, hence the small shift.
     inside = (grid.add_(1e-6).abs_().amax(1, keepdim=True) < 1).to(torch.uint8)  # [G, 1, H, W]
