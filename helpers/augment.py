@@ -327,8 +327,8 @@ def _warp(images: Tensor, _, __, matrices: Tensor, fill: Tensor) -> Tensor:
     columns = matrices[:, :, 0, None] * x  # [G, 2, W]
     # The two coordinates as planes, not pairs: ten times as fast to fill, and no slower to sample with.
     grid = rows[:, :, :, None] + columns[:, :, None, :]  # [G, 2, H, W]
-    # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs lack before torch 2.13
-    # (github.com/pytorch/pytorch/issues/125098).
+    # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs have from torch 2.13
+    # only (github.com/pytorch/pytorch/issues/125098).
     middles = 1 - 1 / torch.tensor([W, H], dtype=torch.float32)  # of the outermost pixels
     (middles,) = _send(images.device, middles[:, None, None])
     places = grid.clamp(-middles, middles).permute(0, 2, 3, 1)
