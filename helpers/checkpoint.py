@@ -48,23 +48,36 @@ def save_checkpoint(content: dict[str, Any], path: Path | str) -> None:
 
 
 def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in it is executed (`weights_only=True`).
+    """Read one of q1's checkpoints, by `load_plain`.
 
     Raises `FileNotFoundError`, or `ValueError` for a file that is truncated, not a checkpoint, or lacks a key named in
     `required`.
     """
     path = Path(path)
+    advice = "give another file as checkpoint=, or train anew with checkpoint=None and resume=False"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch raise half a dozen types for one meaning
-        size = path.stat().st_size
-        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint: {error}") from error
+        raise FileNotFoundError(f"{path}: no such checkpoint (looked for from {Path.cwd()}); {advice}")
+    content = load_plain(path, f"; {advice}")
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {', '.join(map(repr, missing))}")
+        keys = ", ".join(map(repr, missing))
+        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {keys}; {advice}")
     return content
+
+
+def load_plain(path: Path, advice: str) -> Any:
+    """Read tensors and plain containers onto the CPU; nothing in the file is executed (`weights_only=True`).
+
+    Raises `OSError` where it cannot be read, and `ValueError`, whose message ends in `advice`, where it is truncated or
+    nothing of torch's.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # zip, pickle and torch raise half a dozen types for one meaning
+        size = path.stat().st_size  # torch's own words are left out: they advise to execute what is in the file
+        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint{advice}") from error
 
 
 def free_space(path: Path | str) -> str:

@@ -1,6 +1,6 @@
 """Where in an image a phrase applies, as a map: CLIPSeg (Lüddecke and Ecker, 2022, arXiv:2112.10003) of transformers.
 
-    clipseg = load_clipseg("CIDAS/clipseg-rd64-refined", pick_compute())
+    clipseg = load_clipseg("weights/clipseg-rd64-refined", pick_compute())
     maps = clipseg.heatmaps(image, ["a red circle", "a dog"])    # uint8 [H, W, 3] -> float32 [2, 352, 352]
 
 The maps are semantic: all the dogs of an image are in one map.
@@ -8,8 +8,6 @@ The maps are semantic: all the dogs of an image are in one map.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,30 +16,29 @@ import numpy as np
 import torch
 
 from helpers.device import Compute
-from helpers.hub import first_line, quiet_transformers
+from helpers.hub import model_type, quiet_transformers, reason, title
 
 if TYPE_CHECKING:
     from transformers import CLIPSegProcessor
 
 EXPECTED = (
     "Expected: a folder with config.json (model_type clipseg), model.safetensors or pytorch_model.bin, "
-    "preprocessor_config.json and the tokenizer's files, or a hub id like CIDAS/clipseg-rd64-refined"
+    "preprocessor_config.json and the tokenizer's files, such as CIDAS/clipseg-rd64-refined of the hub"
 )
 _MOST_PHRASES = 16  # decoded at once: about 15 MB each at 352 x 352
 
 
-def load_clipseg(weights: str | Path, compute: Compute, local_files_only: bool = False) -> ClipSeg:
-    """CLIPSeg on `compute`; `weights` is a folder of transformers' layout, or a hub id.
+def load_clipseg(weights: str | Path, compute: Compute) -> ClipSeg:
+    """CLIPSeg on `compute`; `weights` is a folder of transformers' layout.
 
-    With `local_files_only` an id is taken from the hub's cache alone. Raises `FileNotFoundError` where there is no such
-    folder or id, and `ValueError` for a folder that is incomplete, broken or another model's.
+    Raises `ValueError` where there is no such folder, and for one that is incomplete, broken or another model's.
     """
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-    folder = _locate(weights, local_files_only)
-    kind = _model_type(folder / "config.json")
-    if kind != "clipseg":
-        raise ValueError(f"{folder}: its config.json says model_type {kind!r}. {EXPECTED}.")
+    folder = Path(weights).expanduser()
+    if (kind := model_type(folder)) != "clipseg":
+        problem = f"says model_type {kind!r}" if kind else "is missing, broken or without a model_type"
+        raise ValueError(f"{folder / 'config.json'} {problem}. {EXPECTED}.")
     try:
         with quiet_transformers():
             processor = CLIPSegProcessor.from_pretrained(folder, local_files_only=True)
@@ -49,11 +46,11 @@ def load_clipseg(weights: str | Path, compute: Compute, local_files_only: bool =
                 folder, local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # missing, truncated, not JSON, other shapes: each library has its own types
-        raise ValueError(f"{folder} cannot be loaded: {first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{folder} cannot be loaded: {reason(error)}. {EXPECTED}.") from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"{folder} lacks {missing[0]} ({len(missing)} such tensors). {EXPECTED}.")
     model = model.float().eval().requires_grad_(False).to(compute.device)
-    return ClipSeg(model, processor, f"CLIPSeg ({_title(folder)})", compute)
+    return ClipSeg(model, processor, f"CLIPSeg ({title(folder)})", compute)
 
 
 class ClipSeg:
@@ -100,38 +97,3 @@ class ClipSeg:
                 logits = self._model.decoder(activations, condition).logits
                 maps[start : start + len(chunk)] = logits.float().sigmoid().cpu()
         return maps
-
-
-def _locate(weights: str | Path, local_files_only: bool) -> Path:
-    folder = Path(weights).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(weights)):
-        raise FileNotFoundError(f"{weights} is {'a file' if folder.exists() else 'not there'}. {EXPECTED}.")
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-
-    # an id loads from its folder like any other: some versions of transformers ask the hub even for cached ids
-    if local_files_only:
-        cached = try_to_load_from_cache(str(weights), "config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent
-        raise FileNotFoundError(f"{weights} is not in the local cache. Give the path of a copy. {EXPECTED}.")
-    try:
-        return Path(snapshot_download(str(weights), allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
-    except Exception as error:  # offline, not there, disk full: each has its own type
-        message = f"{weights} could not be fetched ({first_line(error)}). Give the path of a copy. {EXPECTED}."
-        raise FileNotFoundError(message) from error
-
-
-def _title(folder: Path) -> str:
-    """The folder's name; for one in the hub's cache, whose name is a number, the id that it was fetched by."""
-    name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
-    return name.removeprefix("models--").replace("--", "/")
-
-
-def _model_type(path: Path) -> str | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}. {EXPECTED}.") from error
-    return content.get("model_type") if isinstance(content, dict) else None

@@ -249,7 +249,6 @@ def _synthetic(n_train: int, n_test: int, seed: int) -> ImageSet:
         name="ten shapes (synthetic)",
         source=f"drawn by helpers/synthetic.py, seed {seed}",
         notes=("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",),
-        synthetic=True,
     )
 
 
@@ -272,9 +271,11 @@ def hold_out(
     Returns (training, held out) on `device`. Raises `ValueError` when there are not so many images.
     """
     total = len(found.train_labels)
-    wanted = total - val_size if train_size is None else train_size
-    if val_size < 0 or not 2 <= wanted <= total - val_size:
-        raise ValueError(f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all")
+    problem = f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all"
+    if not 0 <= val_size <= total - 2:
+        raise ValueError(f"{problem}; set val_size from 0 to {total - 2:,}")
+    if train_size is not None and not 2 <= train_size <= total - val_size:
+        raise ValueError(f"{problem}; set train_size from 2 to {total - val_size:,}, or to None for all not held out")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     parts = order[val_size:][:train_size], order[:val_size]
     return tuple(Split(found.train_images[part].to(device), found.train_labels[part].to(device)) for part in parts)

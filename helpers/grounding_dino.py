@@ -1,19 +1,18 @@
 """GroundingDINO (Liu et al. 2023, https://arxiv.org/abs/2303.05499) from either of its two packages, with one face.
 
 The original code is the package groundingdino-py, with the authors' `.pth` files; transformers has a port of it, with
-weights on its hub or in a folder. The same weights give the same boxes and scores either way, but for boxes of which a
-centre or side is within a thousandth of 0 or of the whole image: there the original cuts logits off, the port later.
+folders as on its hub. The same weights give the same boxes and scores either way, but for boxes of which a centre or
+side is within a thousandth of 0 or of the whole image: there the original cuts logits off, the port later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import re
 import types
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,15 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.functional import normalize, to_tensor
 
-from helpers.checkpoint import load_checkpoint
+from helpers.checkpoint import load_plain
 from helpers.device import Compute
-from helpers.hub import quiet_transformers
+from helpers.hub import quiet_transformers, reason, title
 
 # Channels of the first Swin stage -> the package's module of settings, and the name of the variant.
 VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_SwinB_cfg", "Swin-B")}
 EXPECTED = (
     "expected GroundingDINO in its authors' format: groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth"
 )
-FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-BERT_HUB_ID, BERT_FILES = "bert-base-uncased", ["config.json", "vocab.txt", "tokenizer*.json"]
-PORT_FILES = ["*.json", "vocab.txt", "*.safetensors"]
-HUB_TIMEOUT = 5.0  # seconds
 PATCH_EMBED, WORD_EMBED = "backbone.0.patch_embed.proj.weight", "bert.embeddings.word_embeddings.weight"
 # In the authors' files, but of use in training only, or built by the code.
 UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")
@@ -128,19 +123,14 @@ def resized_shape(
     return new[0], new[1]
 
 
-def load(
-    weights: Path | str, bert_path: Path | str | None, compute: Compute, local_files_only: bool = False
-) -> GroundingDino:
-    """`load_groundingdino_py` for a file, `load_transformers` for a folder or an id of the hub (`owner/name`)."""
+def load(weights: Path | str, bert_path: Path | str | None, compute: Compute) -> GroundingDino:
+    """`load_groundingdino_py` for a file, `load_transformers` for a folder, which needs no `bert_path`."""
     path = Path(weights).expanduser()
     if path.is_file():
-        return load_groundingdino_py(path, bert_path, compute, local_files_only)
-    is_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(weights)) and path.suffix not in FILE_SUFFIXES
-    if path.is_dir() or is_id:
-        return load_transformers(weights, compute, local_files_only)
-    raise FileNotFoundError(
-        f"{weights}: no such file or folder; {EXPECTED}, or a folder or hub id of transformers' port"
-    )
+        return load_groundingdino_py(path, bert_path, compute)
+    if path.is_dir():
+        return load_transformers(path, compute)
+    raise FileNotFoundError(f"{weights}: no such file or folder; {EXPECTED}, or a folder of transformers' port")
 
 
 # --- groundingdino-py -------------------------------------------------------------------------------------------------
@@ -179,31 +169,27 @@ class _Original(GroundingDino):
         return output["pred_logits"][0], output["pred_boxes"][0]
 
 
-def load_groundingdino_py(
-    weights: Path | str, bert_path: Path | str | None, compute: Compute, local_files_only: bool = False
-) -> GroundingDino:
+def load_groundingdino_py(weights: Path, bert_path: Path | str, compute: Compute) -> GroundingDino:
     """The original GroundingDINO, Swin-T or Swin-B, from an authors' `.pth`; nothing in the file is executed.
 
-    BERT's weights are in the file. Its vocabulary (`vocab.txt` or `tokenizer.json`) comes from the folder `bert_path`,
-    or with `None` from the hub's bert-base-uncased, of which `local_files_only` allows the cached copy alone.
+    BERT's weights are in the file. Its vocabulary (`vocab.txt` or `tokenizer.json`) comes from the folder `bert_path`.
 
-    Raises `FileNotFoundError` where file or vocabulary is missing, and `ValueError` for one that is broken or another
-    model's.
+    Raises `FileNotFoundError` where the vocabulary is missing, and `ValueError` for a file or vocabulary that is broken
+    or another model's.
     """
-    weights = Path(weights).expanduser()
     state = _read_original(weights)
     channels = state[PATCH_EMBED].shape[0]
     if channels not in VARIANTS:
         raise ValueError(f"{weights} is for a Swin of {channels} channels, and only 96 and 128 are known; {EXPECTED}")
     settings, variant = VARIANTS[channels]
-    tokenizer, bert_config = _load_bert(bert_path, local_files_only)
+    tokenizer, bert_config = _load_bert(Path(bert_path).expanduser())
     rows = state[WORD_EMBED].shape[0]
     if len(tokenizer) != rows:
         raise ValueError(
-            f"The vocabulary in {bert_path or BERT_HUB_ID} has {len(tokenizer)} tokens, and {weights.name} was trained "
-            f"with {rows}: give the folder of bert-base-uncased"
+            f"The vocabulary in {bert_path} has {len(tokenizer)} tokens, and {weights.name} was trained with {rows}: "
+            "set bert_path to the folder of bert-base-uncased"
         )
-    _check_special_tokens(tokenizer, bert_path or BERT_HUB_ID)
+    _check_special_tokens(tokenizer, bert_path)
     model = _build_original(settings, tokenizer, bert_config)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -232,11 +218,7 @@ def load_groundingdino_py(
 
 def _read_original(weights: Path) -> dict[str, Tensor]:
     """The tensors of an authors' file by their names in the model."""
-    try:
-        content = load_checkpoint(weights)
-    except ValueError as error:  # torch's own words advise to execute what is in the file
-        size = weights.stat().st_size
-        raise ValueError(f"{weights} ({size:,} bytes) is truncated or not a checkpoint; {EXPECTED}") from error
+    content = load_plain(weights, f"; {EXPECTED}")
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{weights} is a checkpoint without 'model'; {EXPECTED}")
@@ -247,23 +229,15 @@ def _read_original(weights: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load_bert(bert_path: Path | str | None, local_files_only: bool) -> tuple[Any, Any]:
+def _load_bert(folder: Path) -> tuple[Any, Any]:
     """BERT's tokenizer and configuration."""
     from transformers import BertConfig, BertTokenizerFast
 
-    if bert_path is None:
-        folder = _hub_folder(BERT_HUB_ID, BERT_FILES, _require_bert, local_files_only)
-    else:
-        folder = Path(bert_path).expanduser()
-        _require_bert(folder)
+    _require(folder, "bert_path", "BERT's vocabulary", "vocab.txt", "tokenizer.json")
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
     if (folder / "config.json").is_file():
         return tokenizer, BertConfig.from_pretrained(folder, local_files_only=True)
     return tokenizer, BertConfig()  # that of bert-base-uncased
-
-
-def _require_bert(folder: Path) -> None:
-    _require(folder, "BERT's vocabulary", "vocab.txt", "tokenizer.json")
 
 
 def _build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module:
@@ -320,26 +294,16 @@ class _Port(GroundingDino):
         return output.logits[0], output.pred_boxes[0]
 
 
-def load_transformers(weights: Path | str, compute: Compute, local_files_only: bool = False) -> GroundingDino:
-    """transformers' port, of any size, from a folder or an id of the hub such as `IDEA-Research/grounding-dino-tiny`.
+def load_transformers(folder: Path, compute: Compute) -> GroundingDino:
+    """transformers' port, of any size, from a folder with the files of `IDEA-Research/grounding-dino-tiny`.
 
-    A copy in the hub's cache is used as it is; else, unless `local_files_only`, it is fetched, and only as safetensors.
-    A folder may also hold a `pytorch_model.bin`, of which nothing is executed.
-
-    Raises `FileNotFoundError` where a file is missing or cannot be fetched, and `ValueError` for one that is broken or
-    another model's.
+    The weights are safetensors, in which there is nothing to execute. Raises `FileNotFoundError` where a file is
+    missing, and `ValueError` for one that is broken or another model's.
     """
     from transformers import AutoConfig, BertTokenizerFast, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
 
-    folder = Path(weights).expanduser()
-    if folder.is_dir():
-        source, name = folder, folder.name
-        _require_port(folder)
-    else:
-        source = name = str(weights)
-        folder = _hub_folder(source, PORT_FILES, _require_port, local_files_only)
+    _require_port(folder)
     here = {"local_files_only": True}
-    safetensors = any(folder.glob("*.safetensors"))
     try:
         config = AutoConfig.from_pretrained(folder, **here)
         if config.model_type != "grounding-dino":
@@ -350,36 +314,36 @@ def load_transformers(weights: Path | str, compute: Compute, local_files_only: b
             model, report = GroundingDinoForObjectDetection.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                use_safetensors=safetensors,
+                use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are in the report
                 output_loading_info=True,
                 **here,
             )
     except Exception as error:  # of transformers, safetensors, tokenizers, torch and json: each has its own
-        raise ValueError(f"{source} is not GroundingDINO for transformers, or broken: {_reason(error)}") from error
+        raise ValueError(f"{folder} is not GroundingDINO for transformers, or broken: {reason(error)}") from error
     # transformers 4 lists names, 5 tuples of name and shapes
     reshaped = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     misfits = sorted(key for key in {*report["missing_keys"], *reshaped} if not key.endswith(CONSTANT))
     if misfits:
         raise ValueError(
-            f"{source}: {len(misfits)} of the model's tensors are missing, or of another shape than config.json says, "
+            f"{folder}: {len(misfits)} of the model's tensors are missing, or of another shape than config.json says, "
             f"such as {misfits[0]}: fetch it again"
         )
     size = dict(image_processor.size)
     if not (size.keys() >= {"shortest_edge", "longest_edge"} or size.keys() >= {"height", "width"}):
         raise ValueError(
-            f"{source}: its image size is {size}, expected shortest_edge and longest_edge, or height and width"
+            f"{folder}: its image size is {size}, expected shortest_edge and longest_edge, or height and width"
         )
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows:
-        raise ValueError(f"{source}: its vocabulary has {len(tokenizer)} tokens, and its weights know {rows}")
-    _check_special_tokens(tokenizer, source)
+        raise ValueError(f"{folder}: its vocabulary has {len(tokenizer)} tokens, and its weights know {rows}")
+    _check_special_tokens(tokenizer, folder)
     backbone = config.backbone_config
     strides = [backbone.patch_size * 2 ** (stage - 1) for stage in backbone.out_indices]
     strides += [strides[-1] * 2**k for k in range(1, config.num_feature_levels - len(strides) + 1)]
     return _Port(
         image_processor=image_processor,
-        name=f"GroundingDINO ({name}, transformers)",
+        name=f"GroundingDINO ({title(folder)}, transformers)",
         model=model,
         tokenizer=tokenizer,
         max_tokens=min(config.max_text_len, config.text_config.max_position_embeddings),
@@ -393,53 +357,22 @@ def load_transformers(weights: Path | str, compute: Compute, local_files_only: b
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _hub_folder(hub_id: str, patterns: list[str], require: Callable[[Path], None], local_files_only: bool) -> Path:
-    """The folder in the hub's cache with the files of `hub_id` that match `patterns`; a whole one is not asked about.
-
-    Raises `FileNotFoundError` if it lacks something by `require` and the rest may not or cannot be fetched.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True))
-        require(folder)
-        return folder
-    except (FileNotFoundError, ValueError) as error:  # ValueError: cannot be an id at all
-        if local_files_only:
-            raise FileNotFoundError(f"{hub_id}: neither a folder nor whole in the hub's cache: give a path") from error
-    try:
-        # Fetching tries again and again; this says within seconds that there is no internet, or no such id.
-        HfApi().model_info(hub_id, timeout=HUB_TIMEOUT)
-        folder = Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # of the hub's package, and of the HTTP library that it happens to use
-        raise FileNotFoundError(
-            f"{hub_id}: neither a folder nor in the hub's cache, and it could not be fetched ({type(error).__name__}: "
-            f"{_reason(error)}): check the name and the internet connection, or give a path"
-        ) from error
-    require(folder)
-    return folder
-
-
 def _require_port(folder: Path) -> None:
-    _require(folder, "transformers' GroundingDINO", "config.json")
-    _require(folder, "its image size", "preprocessor_config.json", "processor_config.json")
-    _require(folder, "its vocabulary", "vocab.txt", "tokenizer.json")
-    _require(folder, "its weights", "*.safetensors", "pytorch_model*.bin")
+    _require(folder, "dino_weights", "transformers' GroundingDINO", "config.json")
+    _require(folder, "dino_weights", "its image size", "preprocessor_config.json", "processor_config.json")
+    _require(folder, "dino_weights", "its vocabulary", "vocab.txt", "tokenizer.json")
+    _require(folder, "dino_weights", "its weights", "*.safetensors")
 
 
-def _require(folder: Path, what: str, *patterns: str) -> None:
+def _require(folder: Path, parameter: str, what: str, *patterns: str) -> None:
     """Raise `FileNotFoundError` unless a file in `folder` matches one of `patterns`."""
     if not any(path for pattern in patterns for path in folder.glob(pattern)):
-        kind = "holds no" if folder.is_dir() else "no such folder, expected one with"
-        raise FileNotFoundError(f"{folder}: {kind} {' or '.join(patterns)} ({what})")
+        raise FileNotFoundError(
+            f"{folder} holds no {' or '.join(patterns)} ({what}): complete it, or set {parameter} to another folder"
+        )
 
 
-def _reason(error: Exception) -> str:
-    """The first sentence of its message; what follows in those of torch advises to execute what is in the file."""
-    return re.split(r"\.\s|\n", str(error).strip() or repr(error))[0][:120]
-
-
-def _check_special_tokens(tokenizer: Any, source: Path | str) -> None:
+def _check_special_tokens(tokenizer: Any, folder: Path | str) -> None:
     """Raise `ValueError` for a vocabulary in which the ends of phrases have other numbers than in BERT's.
 
     Both packages cut the caption into phrases by them, transformers by the numbers alone: other ones go unnoticed.
@@ -447,6 +380,6 @@ def _check_special_tokens(tokenizer: Any, source: Path | str) -> None:
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     if ids != list(SPECIAL_TOKENS.values()):
         raise ValueError(
-            f"{source}: its vocabulary numbers {', '.join(SPECIAL_TOKENS)} as {ids}, and GroundingDINO needs "
+            f"{folder}: its vocabulary numbers {', '.join(SPECIAL_TOKENS)} as {ids}, and GroundingDINO needs "
             f"{list(SPECIAL_TOKENS.values())}, as bert-base-uncased has them"
         )

@@ -1,9 +1,12 @@
-"""What the loaders share that read models of the Hugging Face hub's layout."""
+"""What those share that find and load models of the Hugging Face hub's layout."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -22,6 +25,24 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without its full stop; of one without a message its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+def model_type(folder: Path) -> str | None:
+    """Which model the folder's config.json says it is; None where there is none, or one that cannot be read."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def title(folder: Path) -> str:
+    """The folder's name; for one in the hub's cache, whose name is a number, the id that it was fetched by."""
+    name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+    return name.removeprefix("models--").replace("--", "/")
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error's message, or its type where there is none.
+
+    What follows in torch's messages advises to execute what is in the file.
+    """
+    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")

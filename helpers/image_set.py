@@ -33,7 +33,6 @@ class ImageSet:
     name: str
     source: str  # where from and in which layout, or how it was made: to be shown beside every figure
     notes: tuple[str, ...] = ()  # what a reader of a figure must know, e.g. that the test set is a held-out fifth
-    synthetic: bool = False  # drawn shapes, not CIFAR-10
 
 
 def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -9,7 +9,6 @@ Nothing is executed from a checkpoint or a configuration, and the package's comp
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,21 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.checkpoint import load_checkpoint
+from helpers.checkpoint import load_plain
 from helpers.device import Compute
-from helpers.hub import first_line
+from helpers.hub import reason
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # name: (letter in the package's configuration files, width and number of blocks of the image encoder)
 SIZES = {"tiny": ("t", 96, 12), "small": ("s", 96, 16), "base+": ("b+", 112, 24), "large": ("l", 144, 48)}
-HUB_IDS = {name: f"facebook/sam2.1-hiera-{name.replace('+', '-plus')}" for name in SIZES}
 CONFIG_FILE, TENSOR_FILE = "config.yaml", "model.safetensors"  # of a model of one's own, in a folder
 
 EXPECTED = (
-    "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), a folder that holds "
-    f"one, or a folder with {CONFIG_FILE} and {TENSOR_FILE}"
+    "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), or a folder with "
+    f"{CONFIG_FILE} and {TENSOR_FILE}"
 )
 
 # What sam2's own builders set for use after training: where the single mask of a prompt is not stable, the best of the
@@ -52,34 +50,50 @@ _MOST_BOXES = 32  # decoded at once: about 50 MB each inside the decoder
 _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's size, twice
 
 
-def load_sam2(
-    weights: str | Path, compute: Compute, local_files_only: bool = False, compile: bool = False
-) -> Segmenter:
+def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> Segmenter:
     """SAM 2 on `compute`, ready for images, and for videos with `helpers.sam2_video`; `weights` as in `build_model`,
     which also says what it raises. With `compile` the image encoder goes through `torch.compile`, which takes minutes
     and pays on a GPU after hundreds of frames."""
-    model, name = build_model(weights, local_files_only, compile)
-    return Segmenter(model.to(compute.device), name, compute)
+    model, name = build_model(weights)
+    model = model.to(compute.device)
+    if compile:
+        _compile_encoder(model, compute)
+    return Segmenter(model, name, compute)
 
 
-def build_model(
-    weights: str | Path, local_files_only: bool = False, compile: bool = False
-) -> tuple[torch.nn.Module, str]:
+def _compile_encoder(model: torch.nn.Module, compute: Compute) -> None:
+    """Compile the image encoder if that works here, else say why not.
+
+    Not by the package's `compile_image_encoder`: that asks for CUDA graphs, in which the features of an image are
+    overwritten by the next one's, and the predictors keep them for longer.
+    """
+    encoder, plain = model.image_encoder, model.image_encoder.forward
+    example = torch.zeros(1, 3, model.image_size, model.image_size, device=compute.device)
+    with torch.no_grad(), compute.autocast():
+        plain(example)  # the encodings of positions are kept from the first call on: not inside of what is compiled
+        try:
+            encoder.forward = torch.compile(plain, dynamic=False)
+            encoder(example)
+        except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
+            encoder.forward = plain
+            print(f"torch.compile does not work here, going on without: {reason(error)}")
+
+
+def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
     """The model (on the CPU, in evaluation mode, without gradients) and its name.
 
-    `weights`: the path of a released checkpoint, whose size and version are read from its tensors; a folder that holds
-    one, or `config.yaml` and `model.safetensors`; `"tiny"`, `"small"`, `"base+"` or `"large"`, which are SAM 2.1; or
-    the hub id of a released model. With `local_files_only` the last two are taken from the hub's cache alone.
-    A released model is set up as by sam2's own builders, a folder's as its configuration says. It is the package's
-    video predictor, which serves images as well. Only the filling of holes, which its builders turn on for videos, is
-    left out: it needs the compiled extension.
+    `weights`: a released checkpoint, whose size and version are read from its tensors, or a folder with `config.yaml`
+    and `model.safetensors`. A released model is set up as by sam2's own builders, a folder's as its configuration says.
+    It is the package's video predictor, which serves images as well. Only the filling of holes, which its builders turn
+    on for videos, is left out: it needs the compiled extension.
 
-    Raises `FileNotFoundError` where there is no such file, and `ValueError` for one that is broken or another model's.
+    Raises `FileNotFoundError` where there is no such file, and `ValueError` for what is incomplete, broken or another
+    model's.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    path = _locate(weights, local_files_only)
+    path = Path(weights).expanduser()
     if path.is_dir():
         config, state = _read_config(path / CONFIG_FILE), _read_safetensors(path / TENSOR_FILE)
         name = f"SAM 2, {sum(tensor.numel() for tensor in state.values()) / 1e6:.1f} M parameters"
@@ -88,10 +102,10 @@ def build_model(
         file, name = _identify(state, path)
         config = OmegaConf.merge(OmegaConf.load(_package_configs() / file).model, _AFTER_TRAINING)
     try:
-        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO, {"compile_image_encoder": compile}), _recursive_=True)
+        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO), _recursive_=True)
         _fill(model, state)
     except Exception as error:  # a configuration's mistakes surface as any type
-        raise ValueError(f"{path} does not fit {name}: {first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{path} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
     return model.eval().requires_grad_(False), name
 
 
@@ -145,43 +159,6 @@ class Segmenter:
         return masks, scores
 
 
-def _locate(weights: str | Path, local_files_only: bool) -> Path:
-    """The checkpoint, or the folder of a model of one's own."""
-    hub_id = HUB_IDS.get(str(weights), str(weights))
-    if re.fullmatch(r"facebook/sam2(\.1)?-hiera-(tiny|small|base-plus|large)", hub_id):
-        return _fetch(hub_id, local_files_only)
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        if all((path / file).is_file() for file in (CONFIG_FILE, TENSOR_FILE)):
-            return path
-        checkpoints = sorted(path.glob("*.pt"))
-        if len(checkpoints) == 1:
-            return checkpoints[0]
-        raise FileNotFoundError(f"{path} holds {len(checkpoints)} files named *.pt. {EXPECTED}.")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{weights}: no such file. {EXPECTED}, or one of {', '.join(SIZES)}, or a hub id like {HUB_IDS['small']}."
-        )
-    return path
-
-
-def _fetch(hub_id: str, local_files_only: bool) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    file = f"{hub_id.split('/')[1].replace('-', '_')}.pt"
-    if local_files_only:  # with an option of that name, some versions of the hub's package ask the hub all the same
-        cached = try_to_load_from_cache(hub_id, file)
-        if isinstance(cached, str):
-            return Path(cached)
-        raise FileNotFoundError(f"{hub_id}/{file} is not in the local cache. Give the path of a copy.")
-    try:
-        return Path(hf_hub_download(hub_id, file))
-    except Exception as error:  # offline, not there, disk full: each has its own type
-        raise FileNotFoundError(
-            f"{hub_id}/{file} could not be fetched ({first_line(error)}). Give the path of a copy."
-        ) from error
-
-
 def _package_configs() -> Path:
     import sam2
 
@@ -189,10 +166,7 @@ def _package_configs() -> Path:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        content = load_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"{first_line(error)}. {EXPECTED}.") from error
+    content = load_plain(path, f". {EXPECTED}.")
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} has no tensors under 'model'. {EXPECTED}.")
@@ -217,7 +191,7 @@ def _read_config(path: Path) -> DictConfig:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
     except Exception as error:  # of YAML, of OmegaConf, of the encoding, of the disk
-        raise ValueError(f"{path} is no configuration of SAM 2: {first_line(error)}. {EXPECTED}.") from error
+        raise ValueError(f"{path} is no configuration of SAM 2: {reason(error)}. {EXPECTED}.") from error
     known = OmegaConf.load(_package_configs() / "sam2.1/sam2.1_hiera_t.yaml").model
     strange = set(_named("_target_", config)) - set(_named("_target_", OmegaConf.to_container(known)))
     strange |= set(_named("weights_path", config))  # a file that the image encoder would unpickle

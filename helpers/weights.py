@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import os
 import re
 import urllib.error
@@ -28,6 +27,7 @@ from urllib.parse import urlsplit
 from helpers.download import download as download_file
 from helpers.download import reachable
 from helpers.environment import where
+from helpers.hub import model_type, reason
 from helpers.image_set import DataError, some
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
@@ -111,7 +111,8 @@ PARTS = {
     "sam2": Part(
         "SAM 2",
         "sam2_weights",
-        f"a checkpoint like sam2.1_hiera_small.pt, {', '.join(SAM2)}, or a hub id like facebook/sam2.1-hiera-small",
+        f"a checkpoint like sam2.1_hiera_small.pt, {', '.join(SAM2)}, a hub id like facebook/sam2.1-hiera-small, or a "
+        "folder of one's own with config.yaml and model.safetensors",
         file=r"sam2(\.1)?_hiera_\w+\.pt",
     ),
     "clipseg": Part(
@@ -287,19 +288,11 @@ def _entries(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _candidates(folder: Path, files: list[str]) -> Iterator[tuple[str, Path]]:
     """(part, path) of what by its name, or by the config.json, is one of the models."""
-    kind = _model_type(folder) if "config.json" in files else None
+    kind = model_type(folder) if "config.json" in files else None
     for part, spec in PARTS.items():
         yield from ((part, folder / name) for name in files if re.fullmatch(spec.file, name))
         if kind and kind == spec.model_type:
             yield part, folder
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content.get("model_type") if isinstance(content, dict) else None
 
 
 def _problem(part: str, path: Path) -> str | None:
@@ -360,16 +353,14 @@ def _given(part: str, value: str | Path, download: bool) -> Hit:
     spec, path = PARTS[part], Path(value).expanduser()
     start = f"{spec.parameter}={str(value)!r}"
     if path.is_dir():
-        if part == "sam2" and (path / "config.yaml").is_file():
+        if part == "sam2" and all((path / name).is_file() for name in ("config.yaml", "model.safetensors")):
             return Hit(path, "given")
         notes: list[str] = []
         if hits := _survey(path, "given", DEPTH, notes)[part]:
             return hits[0]
         names = [entry.name for entry in sorted(path.iterdir())]
-        raise WeightsError(
-            f"{start} holds no {spec.title}; found there: {some(names, 8) or 'nothing'}. {' '.join(notes)} "
-            f"Expected: {spec.expected}."
-        )
+        there = f"{start} holds no {spec.title}; found there: {some(names, 8) or 'nothing'}."
+        raise WeightsError(" ".join([there, *notes, f"Expected: {spec.expected}."]))
     if path.is_file() and spec.file:
         return Hit(path, "given")
     like_an_id = re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/[\w.-]*\w", str(value)) and not path.parent.is_dir()
@@ -425,7 +416,7 @@ def _hub_copy(part: str, hub_id: str) -> Path | None:
     if not isinstance(cached, str):
         return None
     path = Path(cached) if part == "sam2" else Path(cached).parent
-    if path.is_dir() and _model_type(path) != PARTS[part].model_type:
+    if path.is_dir() and model_type(path) != PARTS[part].model_type:
         return None
     return None if _problem(part, path) else path
 
@@ -442,7 +433,7 @@ def _from_hub(part: str, hub_id: str) -> Path:
             hub_id, allow_patterns=[_sam2_file(hub_id)] if part == "sam2" else list(PARTS[part].hub_files)
         )
     except Exception as error:  # no such repository, gated, dropped, disk full: each has its own type
-        raise WeightsError(f"{hub_id}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+        raise WeightsError(f"{hub_id}: {reason(error)}") from error
     if path := _hub_copy(part, hub_id):
         return path
     raise WeightsError(f"{hub_id} on the hub holds no {PARTS[part].title}")

@@ -425,7 +425,7 @@ def in_its_own_process(job: dict) -> dict:
 def load_segmenter(folder: Path, compute: Compute) -> Segmenter:
     """SAM 2 alone, of the tiny models or of full size."""
     full = folder / "sam2.1_hiera_small.pt"
-    return load_sam2(full if full.is_file() else folder / "sam2", compute, local_files_only=True)
+    return load_sam2(full if full.is_file() else folder / "sam2", compute)
 
 
 def q2_video(args: argparse.Namespace, full: Path) -> tuple[list[dict], list[str]]:

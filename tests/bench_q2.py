@@ -80,9 +80,9 @@ def load_models(q2, folder: Path, compute: device.Compute):
     """The tiny models from their folder, or what `write_full_size` wrote, as q2's `Models`."""
     weights = folder / "sam2.1_hiera_small.pt" if (folder / "sam2.1_hiera_small.pt").is_file() else folder / "sam2"
     return q2.Models(
-        grounding_dino.load(folder / "groundingdino", None, compute, local_files_only=True),
-        sam2_masks.load_sam2(weights, compute, local_files_only=True),
-        clipseg.load_clipseg(folder / "clipseg", compute, local_files_only=True),
+        grounding_dino.load(folder / "groundingdino", None, compute),
+        sam2_masks.load_sam2(weights, compute),
+        clipseg.load_clipseg(folder / "clipseg", compute),
         compute,
     )
 

@@ -149,7 +149,7 @@ def check(images, train_x=TRAIN_X, train_y=TRAIN_Y, test_x=TEST_X, test_y=TEST_Y
         assert np.array_equal(x.permute(0, 2, 3, 1).numpy(), want_x)
         assert np.array_equal(y.numpy(), want_y)
     assert images.classes == CLASSES == tuple(NAMES)
-    assert images.name == "CIFAR-10" and not images.synthetic
+    assert images.name == "CIFAR-10"
 
 
 LAYOUTS = {
@@ -701,7 +701,7 @@ def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
     kwargs = {"default_roots": [tmp_path], "download_to": tmp_path / "d", "synthetic_train": 60, "synthetic_test": 40}
     images = load_images(None, download=False, **kwargs)
     assert "NOT CIFAR-10" in capsys.readouterr().out
-    assert images.synthetic and images.name == "ten shapes (synthetic)" and len(images.classes) == 10
+    assert images.name == "ten shapes (synthetic)" and len(images.classes) == 10
     assert images.train_images.shape == (60, 3, 32, 32) and images.train_images.dtype == torch.uint8
     assert images.test_images.shape == (40, 3, 32, 32) and images.test_labels.dtype == torch.int64
     assert not torch.equal(images.train_images[:40], images.test_images)
@@ -754,9 +754,14 @@ def test_hold_out_puts_everything_on_the_device(numbered):
         assert part.images.device.type == part.labels.device.type == "meta"
 
 
-@pytest.mark.parametrize(("val_size", "train_size"), [(99, None), (101, None), (20, 81), (20, 1), (20, 0), (-1, None)])
-def test_hold_out_names_the_sizes_that_do_not_fit(numbered, val_size, train_size):
-    with pytest.raises(ValueError, match=rf"val_size={val_size} and train_size={train_size}: .* 100 training images"):
+@pytest.mark.parametrize(
+    ("val_size", "train_size", "step"),
+    [(size, None, "set val_size from 0 to 98") for size in (99, 101, -1)]
+    + [(20, size, "set train_size from 2 to 80, or to None") for size in (81, 1, 0)],
+)
+def test_hold_out_says_which_size_does_not_fit(numbered, val_size, train_size, step):
+    message = rf"val_size={val_size} and train_size={train_size}: .* 100 training images in all; {step}"
+    with pytest.raises(ValueError, match=message):
         hold_out(numbered, val_size, train_size, 0, torch.device("cpu"))
 
 

@@ -213,5 +213,6 @@ def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(tmp_p
             load_images(data_root, **source)
     images = load_images(None, synthetic_train=20, synthetic_test=20, **source)
     said = capsys.readouterr().out
-    assert images.synthetic and "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said
+    assert images.name == "ten shapes (synthetic)"
+    assert "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said
     assert list(tmp_path.iterdir()) == []

@@ -277,7 +277,8 @@ def test_given_paths_are_used_without_a_search_or_a_network(machine, tmp_path, m
     mine = fill(tmp_path / "mine")
     own = tmp_path / "own"
     own.mkdir()
-    (own / "config.yaml").touch()
+    for name in ("config.yaml", "model.safetensors"):
+        (own / name).touch()
     monkeypatch.setattr(weights, "_roots", lambda: pytest.fail("searched"))
     names = dict(zip(mine, ("dino_weights", "sam2_weights", "clipseg_weights", "bert_path"), strict=True))
     for models in ("auto", "full"):
@@ -322,6 +323,11 @@ def test_a_broken_model_in_a_given_folder_is_named(machine, tmp_path):
     fails(mine, "it has no model", clipseg_weights=mine)
     other = folder(tmp_path / "other", "grounding-dino")
     fails("holds no CLIPSeg", "model.safetensors", clipseg_weights=other)
+    (other / "config.yaml").touch()
+    (other / "model.safetensors").unlink()
+    fails("holds no SAM 2", "config.yaml and model.safetensors", sam2_weights=other)
+    mine = checkpoint(other / "sam2.1_hiera_tiny.pt")
+    assert find_models(sam2_weights=other).sam2 == mine
 
 
 def test_ids_of_the_hub_come_from_its_cache(machine):
