@@ -48,9 +48,9 @@ GROUPS = {
 def load_tiny(q2, compute: device.Compute, tiny: Path = ROOT / "assets" / "tiny"):
     """The embedded models, as the notebook holds them."""
     return q2.Models(
-        grounding_dino.load(tiny / "groundingdino", None, compute, local_files_only=True),
-        sam2_masks.load_sam2(tiny / "sam2", compute, local_files_only=True),
-        clipseg.load_clipseg(tiny / "clipseg", compute, local_files_only=True),
+        grounding_dino.load(tiny / "groundingdino", None, compute),
+        sam2_masks.load_sam2(tiny / "sam2", compute),
+        clipseg.load_clipseg(tiny / "clipseg", compute),
         compute,
     )
 
@@ -160,7 +160,7 @@ def groups_of(scene: Scene, phrase) -> tuple[str, str, str]:
 def measure(q2, networks, scenes: int, seed: int, drawn_by: str = "helpers") -> list[tuple[str, str, int]]:
     """Rows (what, value, number of phrases) over `scenes` scenes; deterministic for a seed."""
     settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
-    ious, found, alone, boxed, seconds, groups = [], [], [], [], {}, {}
+    ious, found, alone, boxed, shape_boxed, seconds, groups = [], [], [], [], [], {}, {}
     for i in range(scenes):
         rng = np.random.default_rng((STREAM + seed, i))
         height, width = scene_size(rng)
@@ -177,6 +177,8 @@ def measure(q2, networks, scenes: int, seed: int, drawn_by: str = "helpers") -> 
             mine = [d for d in detections if d.label == phrase.text]
             if not phrase.objects:
                 boxed.append(bool(mine))
+                if not COLOURS.keys() & phrase.text.split():
+                    shape_boxed.append(bool(mine))
                 continue
             truth = [scene.objects[k].mask for k in phrase.objects]
             whole = union_mask(truth, (height, width))
@@ -201,6 +203,11 @@ def measure(q2, networks, scenes: int, seed: int, drawn_by: str = "helpers") -> 
             if name in groups
         ),
         ("absent phrases that get an object", f"{100 * np.mean(boxed):.1f} %", len(boxed)),
+        *(
+            [("of those that name a shape alone", f"{100 * np.mean(shape_boxed):.1f} %", len(shape_boxed))]
+            if shape_boxed
+            else []
+        ),
         ("mean IoU of CLIPSeg and SAM 2 alone", f"{np.mean(alone):.3f}", len(alone)),
     ]
     rows += [(f"median seconds, {stage}", f"{np.median(values):.3f}", len(values)) for stage, values in seconds.items()]
