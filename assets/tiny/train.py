@@ -1,4 +1,4 @@
-"""Train the embedded tiny models again, from a seed, on one CPU core in about six hours:
+"""Train the embedded tiny models again, from a seed, on one CPU core in six to eight hours:
 
     python assets/tiny/train.py                    # all three, then the table of assets/tiny/measure.py
     python assets/tiny/train.py sam2 --seed 1      # one of them
