@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import nbload
+from helpers import association
 from helpers.detections import Detection
 from helpers.device import Compute
 from helpers.outputs import decode_mask
@@ -452,8 +453,8 @@ def test_a_track_that_slipped_onto_a_missing_one_gives_it_back(q2, followed):
 def test_what_comes_back_undetected_is_taken_back(q2, followed):
     tracker, tracks = followed
     nothing = np.zeros_like(tracks[0].mask)
-    q2.move(tracks, {1: nothing, 2: tracks[1].mask})
-    q2.move(tracks, {1: box_mask(*LEFT), 2: tracks[1].mask})  # SAM 2 has it back
+    tracks[0].move(nothing)
+    tracks[0].move(box_mask(*LEFT))  # SAM 2 has it back
     entries = [q2.track_entry(1, "cat", 0.8, box_mask(*LEFT)), q2.track_entry(2, "cat", 0.8, box_mask(*RIGHT))]
     waiting = [q2.Held(frame, {e["id"]: e for e in entries}) for frame in frames_of(4)]
     del waiting[1].objects[1]
@@ -464,6 +465,47 @@ def test_what_comes_back_undetected_is_taken_back(q2, followed):
     assert [list(held.objects) for held in waiting] == [[1, 2], [2], [2], [2]]  # back to where it was out of sight
     q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], image, 50, tracker.ids, 12)
     assert [(t.id, t.mask.any(), t.unsure) for t in tracks] == [(1, True, False), (2, True, False)]
+
+
+def test_what_was_left_of_a_hidden_object_gives_its_id_to_where_it_comes_out(q2, followed):
+    tracker, tracks = followed
+    tracks[0].mask = box_mask(20, 10, 24, 30)  # a fifth of it still shows, and is not detected
+    out = (40, 40, 50, 60)
+    image = painted(("red", (20, 10, 24, 30)), ("red", out), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *out), seen("cat", *RIGHT)], image, 50, tracker.ids)
+    assert [t.id for t in tracks] == [1, 2] and tracker.removed == [1]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*out))
+    tracks[0].mask = box_mask(40, 40, 50, 53)  # two thirds of it: it is in sight, and the other one is new
+    image = painted(("red", LEFT), ("red", out), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50, tracker.ids)
+    assert [t.id for t in tracks] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("label", ["red dog", "cat"])
+def test_a_track_that_came_to_lie_inside_another_object_is_lost_and_taken_back(q2, followed, label):
+    tracker, tracks = followed
+    big = (34, 30, 84, 60)
+    image = painted(("red", LEFT), ("blue", RIGHT), ("red", big))
+    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT), seen(label, *big)], image, 50, tracker.ids)
+    tracks[0].mask = box_mask(40, 35, 60, 50)  # the red cat has left the image: SAM 2 goes on within what is as red
+    inside = q2.track_entry(1, "cat", 0.8, tracks[0].mask)
+    other = q2.track_entry(3, label, 0.8, box_mask(*big))
+    waiting = [q2.Held(frame, {1: inside, 3: other}) for frame in frames_of(3)]
+    waiting[0].objects[1] = q2.track_entry(1, "cat", 0.8, box_mask(*LEFT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT), seen(label, *big)], image, 50, tracker.ids, 6)
+    q2.forget_ghosts(tracks, waiting)
+    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True), (3, True)]
+    assert [list(held.objects) for held in waiting] == [[1, 3], [3], [3]]
+
+
+def test_a_part_of_another_object_is_followed_inside_it(q2, followed):
+    tracker, tracks = followed
+    big, part = (34, 30, 84, 60), (40, 35, 60, 50)
+    image = painted(("red", LEFT), ("blue", RIGHT), ("red", big))
+    q2.add_tracks(tracker, tracks, [seen("red dog", *big), seen("cat", *part)], image, 50, tracker.ids)
+    assert [(t.id, t.part) for t in tracks] == [(1, False), (2, False), (3, False), (4, True)]
+    q2.add_tracks(tracker, tracks, [seen("red dog", *big)], image, 50, tracker.ids, 6)
+    np.testing.assert_array_equal(tracks[3].mask, box_mask(*part))
 
 
 def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
@@ -601,7 +643,7 @@ def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(
 
     monkeypatch.setattr(q2, "detect", detect)
     monkeypatch.setattr(q2, "VideoTracker", StillTracker)
-    monkeypatch.setattr(q2, "off_colour", lambda track, image: False)
+    monkeypatch.setattr(association, "off_colour", lambda track, image: False)
     frames = frames_of(48)
     frames.height, frames.width = IMAGE.shape[:2]
     frames.backwards = lambda stop: reversed(frames[:stop])
