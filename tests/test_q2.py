@@ -599,20 +599,6 @@ def test_a_track_back_in_time_is_let_go_once_it_is_gone(q2):
     assert [held.frame.index for held in waiting if held.objects] == [18, 19]
 
 
-def test_a_track_back_in_time_ends_where_it_slips_onto_another_object(q2):
-    path = {i: LEFT if i > 2 else RIGHT for i in range(6)}  # before it was there, SAM 2 takes the other one for it
-    other = q2.track_entry(1, "cat", 0.5, box_mask(*RIGHT))
-    waiting = [q2.Held(frame, {1: other}) for frame in frames_of(5)]
-    track = q2.Track(7, "cat", 2, box_mask(*LEFT))
-    q2.look_back(
-        BackwardsTracker({7: path}),
-        SimpleNamespace(index=5, image=IMAGE),
-        [(track, {"box": LEFT}, -1)],
-        reversed(waiting),
-    )
-    assert [list(held.objects) for held in waiting] == [[1], [1], [1], [1, 7], [1, 7]]
-
-
 class FakeFrames(list):
     fps = 10.0
 
