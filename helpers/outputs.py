@@ -99,6 +99,25 @@ def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict
     return {"id": number, "label": label, "score": _rounded(score, 4), "box": box, "mask": encode_mask(mask)}
 
 
+def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Draw what `tracks.json` holds of a frame over it, uint8 RGB `[H, W, 3]`, each object in the colour of its id."""
+    drawn = [
+        Detection(o["label"], o["score"], tuple(o["box"]), "groundingdino", decode_mask(o["mask"])) for o in objects
+    ]
+    return draw_instances(image, drawn, ids=[o["id"] for o in objects]) if objects else image
+
+
+def visible_areas(frames: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """{"id label": its share of the image on each frame, 0 where it is out of sight} from the frames of `tracks.json`,
+    in the order of the ids; the label is the last one."""
+    names = dict(sorted({o["id"]: f"{o['id']} {o['label']}" for f in frames for o in f["objects"]}.items()))
+    shares = {number: [0.0] * len(frames) for number in names}
+    for i, frame in enumerate(frames):
+        for o in frame["objects"]:
+            shares[o["id"]][i] = float(decode_mask(o["mask"]).mean())
+    return {names[number]: values for number, values in shares.items()}
+
+
 def write_tracks(
     path: Path | str,
     video: dict[str, Any],

@@ -9,7 +9,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from helpers.detections import Detection
-from helpers.outputs import decode_mask, encode_mask, track_entry, write_detections, write_tracks
+from helpers.outputs import (
+    decode_mask,
+    draw_tracked,
+    encode_mask,
+    track_entry,
+    visible_areas,
+    write_detections,
+    write_tracks,
+)
 from helpers.overlay import draw_instances
 from helpers.synthetic import shape_mask
 
@@ -241,3 +249,24 @@ def test_tracks_are_json_that_another_tool_reads(tmp_path):
     assert entry["box"] == [10, 18, 34, 42] and entry["score"] == 0.5
     write_tracks(tmp_path / "none.json", about, "", MODELS, True, [])
     assert json.loads((tmp_path / "none.json").read_text(encoding="utf-8"))["frames"] == []
+
+
+def test_areas_over_time_are_shares_of_the_image():
+    whole, half = np.ones((10, 20), bool), np.zeros((10, 20), bool)
+    half[:5] = True
+    frames = [
+        {"objects": [track_entry(2, "cat", 0.9, half), track_entry(1, "cat", 0.9, whole)]},
+        {"objects": []},
+        {"objects": [track_entry(2, "red dog", 0.9, whole)]},
+    ]
+    assert visible_areas(frames) == {"1 cat": [1, 0, 0], "2 red dog": [0.5, 0, 1]}
+    assert list(visible_areas(frames)) == ["1 cat", "2 red dog"] and visible_areas([]) == {}
+
+
+def test_a_tracked_object_keeps_its_colour(image):
+    one, other = disc(30, 40, 20), disc(80, 40, 20)
+    together = draw_tracked(image, [track_entry(1, "cat", 0.9, one), track_entry(2, "cat", 0.9, other)])
+    alone = draw_tracked(image, [track_entry(2, "cat", 0.9, other)])
+    np.testing.assert_array_equal(together[disc(80, 40, 14)], alone[disc(80, 40, 14)])
+    assert not np.array_equal(alone[disc(80, 40, 14)], image[disc(80, 40, 14)])
+    assert draw_tracked(image, []) is image
