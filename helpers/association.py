@@ -15,7 +15,8 @@ from helpers.detections import Detection, covered, mask_iou
 
 SAME_PLACE = 0.3  # least IoU of a detection with a track of its label to be of the same object
 INSIDE = 0.7  # least share of a mask that lies in another one to be inside it
-GROWN, SHRUNK = 1.5, 0.5  # times its area when it was detected: a track spread over something else, or is being hidden
+GROWN = 1.5  # times its area when it was detected: a track of more has spread over something else
+SHRUNK = 0.5  # times that, a track of less is being hidden; times a track's area, a detection of less is a piece of it
 AGREES = 0.7  # least IoU of a track with a detection of another label to be it
 SAME_COLOUR = 60.0  # most distance in RGB
 
@@ -95,6 +96,13 @@ def split_objects(tracks: Sequence[Track], detections: Sequence[Detection]) -> d
         if len(parts) > 1 and mask_iou(np.any([detections[k].mask for k in parts], axis=0), track.mask) > AGREES:
             found |= dict.fromkeys(parts, track)
     return found
+
+
+def is_piece(track: Track, detection: Detection) -> bool:
+    """Whether a detection is a small piece of what SAM 2 has of its object, while that has not grown."""
+    area = np.count_nonzero(track.mask)
+    small = np.count_nonzero(detection.mask) < SHRUNK * area and covered(detection.mask, track.mask) > INSIDE
+    return small and area < GROWN * track.area and not track.unsure
 
 
 def strayed(track: Track, detections: Sequence[Detection], known: Mapping[int, Track], image: np.ndarray) -> bool:

@@ -422,6 +422,20 @@ def test_the_parts_of_an_object_behind_something_are_that_object(q2, followed):
     assert [t.seen for t in tracks] == [12, 0]
 
 
+def test_a_piece_of_an_object_does_not_take_its_place(q2, followed):
+    tracker, tracks = followed
+    image = painted(("red", LEFT), ("blue", RIGHT))
+    piece = (4, 10, 12, 30)  # 40 % of it
+    q2.add_tracks(tracker, tracks, [seen("cat", *piece)], image, 50, tracker.ids, 6)
+    assert not tracker.removed and (tracks[0].seen, tracks[0].area) == (6, 400)
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
+    tracks[0].mask = box_mask(4, 10, 44, 30)  # it has spread since: the piece is what is known of the object
+    image = painted(("red", (4, 10, 44, 30)), ("blue", RIGHT))
+    q2.add_tracks(tracker, tracks, [seen("cat", *piece)], image, 50, tracker.ids, 12)
+    assert tracker.removed == [1]
+    np.testing.assert_array_equal(tracks[0].mask, box_mask(*piece))
+
+
 def test_a_surer_detection_gives_an_object_the_right_name_and_no_new_id(q2, followed):
     tracker, tracks = followed
     image = painted(("red", LEFT), ("blue", RIGHT))
