@@ -465,5 +465,5 @@ def _embedded(notes: tuple[str, ...]) -> Found:
         "their colours\n('a red circle'), nothing else: the run shows that everything works, on photographs it finds "
         f"nothing of use.\nFor the real models: models='full', which downloads them or says what to attach.\n{line}"
     )
-    sources = {part: f"{folder} (embedded)" for part, folder in folders.items()}
+    sources = {part: f"{folder.relative_to(TINY.parents[1])} (embedded)" for part, folder in folders.items()}
     return Found(*folders.values(), None, "tiny", sources, (*notes, banner))
