@@ -70,7 +70,7 @@ def place_distance(track: Track, detection: Detection, image: np.ndarray) -> flo
 def colour_distance(track: Track, detection: Detection, image: np.ndarray) -> float:
     """In RGB, from what a track looked like when it was last detected. Infinite if that is unlike the detection, or if
     the track is in sight as it was: neither has it all but disappeared nor is its mask on another colour."""
-    hidden = np.count_nonzero(track.mask) < SHRUNK * track.area or not track.mask.any()
+    hidden = np.count_nonzero(track.mask) < SHRUNK * track.area
     distance = np.linalg.norm(track.colour - main_colour(image, detection.mask))
     return distance if distance < SAME_COLOUR and (hidden or off_colour(track, image)) else math.inf
 
@@ -109,7 +109,7 @@ def strayed(track: Track, detections: Sequence[Detection], known: Mapping[int, T
     """Whether a track in sight that is not detected came back from out of sight; or lies inside another object that is
     found, though it is not a part of it; or has changed colour on what has another label. `known` is as from
     `match_tracks`."""
-    if not track.mask.any() or any(t is track for t in known.values()):
+    if not track.mask.any() or track in known.values():
         return False
     if track.unsure:
         return True
