@@ -252,7 +252,8 @@ def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_pa
 
 
 STOPS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
 sys.path[:0] = [{root!r}]
 from helpers.video import VideoReader, VideoWriter, read_ahead
 video = VideoReader({source!r})
