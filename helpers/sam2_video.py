@@ -60,13 +60,13 @@ class VideoTracker:
         if image.dtype != np.uint8 or image.shape != (*self._size, 3):
             raise ValueError(f"a frame is {image.dtype} {list(image.shape)}, expected uint8 {[*self._size, 3]}")
         side = self._model.image_size
-        return torch.from_numpy(np.array(Image.fromarray(image).resize((side, side)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(Image.fromarray(image).resize((side, side)))).permute(2, 0, 1).contiguous()
 
     def show(self, index: int, prepared: Tensor) -> None:
         """Go to frame `index`, a neighbour of the last one."""
-        pixels = prepared.to(self._compute.device).float() / 255
+        pixels = prepared.to(self._compute.device).float()
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (_MEAN, _STD))
-        self._shown.index, self._shown.pixels = index, (pixels - mean) / std
+        self._shown.index, self._shown.pixels = index, pixels.div_(255).sub_(mean).div_(std)
 
     @torch.inference_mode()
     def add(self, number: int, *, box: Sequence[float] | None = None, mask: np.ndarray | None = None) -> np.ndarray:

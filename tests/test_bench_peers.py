@@ -3,6 +3,7 @@ the numbers; never how fast anything is."""
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_q2_video(tmp_path, monkeypatch, capsys):
     check_rates(rows, "frames/s", 2, "peak MiB", "of which the video")
     assert all(int(row["peak MiB"]) > 50 for row in rows) and [job["name"] for job in jobs] == [*bench_peers.TRACKERS]
     assert "all 6 masks are equal, pixel by pixel" in text
+    assert re.search(r"ours decodes in [\d.]+ ms .* normalises in [\d.]+; sam2's does all three in [\d.]+", text)
 
 
 def test_masks_follow_the_objects(tmp_path):
