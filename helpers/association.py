@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.detections import Detection, covered, mask_iou
+from helpers.detections import Detection, covered, mask_box, mask_iou, overlaps
 
 SAME_PLACE = 0.3  # least IoU of a detection with a track of its label to be of the same object
 INSIDE = 0.7  # least share of a mask that lies in another one to be inside it
@@ -43,16 +43,24 @@ class Track:
         self.mask = mask
         self.unsure |= not mask.any()
 
-    def detected(self, detection: Detection, others: Sequence[Detection], image: np.ndarray, index: int) -> None:
-        """Found again on frame `index`, among `others`."""
+    def detected(self, detection: Detection, part: bool, image: np.ndarray, index: int) -> None:
+        """Found again on frame `index`, as a `part` of something else that was found or not."""
         self.score, self.seen, self.area = detection.score, index, np.count_nonzero(detection.mask)
-        self.colour, self.unsure = main_colour(image, detection.mask), False
-        self.part = any(covered(detection.mask, d.mask) > INSIDE for d in others if d is not detection)
+        self.colour, self.unsure, self.part = main_colour(image, detection.mask), False, part
+
+
+def parts_of_others(detections: Sequence[Detection]) -> list[bool]:
+    """Of each detection, whether it lies inside another one."""
+    masks = [d.mask for d in detections]
+    inside = overlaps(masks, masks)[1] > INSIDE
+    np.fill_diagonal(inside, False)
+    return inside.any(1).tolist()
 
 
 def main_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The median of the pixels in a mask that is not empty, float [3]: a part of something else hardly moves it."""
-    return np.median(image[mask], axis=0)
+    x0, y0, x1, y1 = mask_box(mask)
+    return np.median(image[y0:y1, x0:x1][mask[y0:y1, x0:x1]], axis=0)
 
 
 def off_colour(track: Track, image: np.ndarray) -> bool:
@@ -60,30 +68,37 @@ def off_colour(track: Track, image: np.ndarray) -> bool:
     return np.linalg.norm(main_colour(image, track.mask) - track.colour) > SAME_COLOUR
 
 
-def place_distance(track: Track, detection: Detection, image: np.ndarray) -> float:
-    """From -1, the same pixels, to 0; infinite where a track does not overlap a detection."""
-    iou = mask_iou(track.mask, detection.mask)
-    inside = max(covered(track.mask, detection.mask), covered(detection.mask, track.mask))
-    return -iou if iou > SAME_PLACE or inside > INSIDE else math.inf
+def place_distances(tracks: Sequence[Track], detections: Sequence[Detection], image: np.ndarray) -> np.ndarray:
+    """Of each track to each detection, float [n, m]: from -1, the same pixels, to 0; infinite where they do not
+    overlap."""
+    iou, *inside = overlaps([t.mask for t in tracks], [d.mask for d in detections])
+    return np.where((iou > SAME_PLACE) | (np.maximum(*inside) > INSIDE), -iou, math.inf)
 
 
-def colour_distance(track: Track, detection: Detection, image: np.ndarray) -> float:
-    """In RGB, from what a track looked like when it was last detected. Infinite if that is unlike the detection, or if
-    the track is in sight as it was: neither has it all but disappeared nor is its mask on another colour."""
-    hidden = np.count_nonzero(track.mask) < SHRUNK * track.area
-    distance = np.linalg.norm(track.colour - main_colour(image, detection.mask))
-    return distance if distance < SAME_COLOUR and (hidden or off_colour(track, image)) else math.inf
+def colour_distances(tracks: Sequence[Track], detections: Sequence[Detection], image: np.ndarray) -> np.ndarray:
+    """In RGB, of what each track looked like when it was last detected to each detection, float [n, m]. Infinite where
+    that is unlike the detection, and for a track that is in sight as it was: neither has it all but disappeared nor is
+    its mask on another colour."""
+    colours = [main_colour(image, d.mask) for d in detections]
+    far = np.full((len(tracks), len(detections)), math.inf)
+    for row, track in zip(far, tracks, strict=True):
+        if colours and (np.count_nonzero(track.mask) < SHRUNK * track.area or off_colour(track, image)):
+            row[:] = np.linalg.norm(track.colour - colours, axis=1)
+    return np.where(far < SAME_COLOUR, far, math.inf)
 
 
 def match_tracks(tracks: Sequence[Track], detections: Sequence[Detection], image: np.ndarray) -> dict[int, Track]:
     """{index of a detection: the track that it belongs to}, each track at most once, the nearest first."""
-    found, taken = {}, set()
-    for distance in (place_distance, colour_distance):
-        pairs = [(t, k, d) for k, d in enumerate(detections) for t in tracks if t.label == d.label]
-        for far, number, k, track in sorted((distance(t, d, image), t.id, k, t) for t, k, d in pairs):
-            if far < math.inf and k not in found and number not in taken:
+    found: dict[int, Track] = {}
+    for distances in (place_distances, colour_distances):
+        left = [track for track in tracks if track not in found.values()]
+        open_ = [k for k in range(len(detections)) if k not in found]
+        far = distances(left, [detections[k] for k in open_], image)
+        pairs = [(far[i, j], t.id, k, t) for i, t in enumerate(left) for j, k in enumerate(open_)]
+        for distance, _, k, track in sorted(pairs):
+            same = track.label == detections[k].label and distance < math.inf
+            if same and k not in found and track not in found.values():
                 found[k] = track
-                taken.add(number)
     return found
 
 
@@ -91,10 +106,12 @@ def split_objects(tracks: Sequence[Track], detections: Sequence[Detection]) -> d
     """{index of a detection: its track} where something hides the middle of an object, so that its parts are detected:
     together they are what SAM 2 has, and that has not grown. If it has, it spread over two objects."""
     found = {}
-    for track in (t for t in tracks if 0 < t.mask.sum() < GROWN * t.area):
-        parts = [k for k, d in enumerate(detections) if d.label == track.label and covered(d.mask, track.mask) > INSIDE]
-        if len(parts) > 1 and mask_iou(np.any([detections[k].mask for k in parts], axis=0), track.mask) > AGREES:
-            found |= dict.fromkeys(parts, track)
+    inside = overlaps([t.mask for t in tracks], [d.mask for d in detections])[2] > INSIDE
+    for track, row in zip(tracks, inside, strict=True):
+        parts = [k for k in np.flatnonzero(row).tolist() if detections[k].label == track.label]
+        if len(parts) > 1 and 0 < np.count_nonzero(track.mask) < GROWN * track.area:
+            whole = np.any([detections[k].mask for k in parts], axis=0)
+            found |= dict.fromkeys(parts, track) if mask_iou(whole, track.mask) > AGREES else {}
     return found
 
 

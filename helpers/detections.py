@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,3 +38,19 @@ def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
 def covered(mask: np.ndarray, other: np.ndarray) -> float:
     """Share of a bool mask [H, W] that lies in another one; 0 if it is empty."""
     return np.count_nonzero(mask & other) / max(1, np.count_nonzero(mask))
+
+
+def overlaps(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of n masks, bool [H, W], with each of m others: `mask_iou`, the share of the one that lies in the other,
+    and that of the other in the one, float [n, m]. Only masks whose boxes meet are compared, and only there: many
+    objects on a large image take milliseconds."""
+    shared = np.zeros((len(ones), len(others)))
+    boxes = [[mask_box(mask) if mask.any() else (0, 0, 0, 0) for mask in masks] for masks in (ones, others)]
+    for i, j in np.ndindex(*shared.shape):
+        (left, top, right, bottom), (x0, y0, x1, y1) = boxes[0][i], boxes[1][j]
+        rows, columns = slice(max(top, y0), min(bottom, y1)), slice(max(left, x0), min(right, x1))
+        if rows.start < rows.stop and columns.start < columns.stop:
+            shared[i, j] = np.count_nonzero(ones[i][rows, columns] & others[j][rows, columns])
+    one, other = (np.array([np.count_nonzero(mask) for mask in masks], float) for masks in (ones, others))
+    one = one[:, None]
+    return shared / np.maximum(1, one + other - shared), shared / np.maximum(1, one), shared / np.maximum(1, other)
