@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 # Packages whose installed build belongs to the platform (CUDA, drivers): an install step must leave them as they are.
 PLATFORM_PACKAGES = ("torch", "torchvision", "torchaudio", "triton", "numpy")
 
@@ -49,15 +51,16 @@ def input_folders(place: str | None = None, kaggle_input: Path = Path("/kaggle/i
 
 
 def ensure_packages(**modules: str) -> list[str]:
-    """Install the packages whose module cannot be found, and nothing else.
+    """Install the packages whose module cannot be found or is too old, and nothing else.
 
     `ensure_packages(timm="timm>=1.0.12", cv2="opencv-python")` maps an importable module to the requirement that
     brings it. What the platform brought (torch, numpy, ...) is pinned to its installed version for pip's resolver, so
-    that no dependency can replace it, and packages are built with what is installed: sam2's build asks for torch, of
-    which pip would otherwise fetch another one with its CUDA libraries. Returns the requirements that were installed.
-    Raises `RuntimeError` with the command to run when pip fails, which without internet it does.
+    that nothing can replace it, and packages are built with what is installed: sam2's build asks for torch, of which
+    pip would otherwise fetch another one with its CUDA libraries. Wheels in attached Kaggle inputs (`pip wheel -r
+    requirements.txt` makes them) are tried first, without internet. Returns the requirements that were installed.
+    Raises `RuntimeError` with the command to run when pip fails, which without internet and wheels it does.
     """
-    missing = [requirement for module, requirement in modules.items() if importlib.util.find_spec(module) is None]
+    missing = [requirement for module, requirement in modules.items() if not _is_there(module, requirement)]
     if not missing:
         return []
     print(f"installing {', '.join(missing)} ...")
@@ -65,24 +68,49 @@ def ensure_packages(**modules: str) -> list[str]:
         _pip_install(tools)
     _pip_install(missing)
     importlib.invalidate_caches()
+    if stale := [module for module, requirement in modules.items() if requirement in missing and module in sys.modules]:
+        print(f"{', '.join(stale)} had been imported before: restart the kernel, then run all again")
     return missing
 
 
+def _is_there(module: str, requirement: str) -> bool:
+    """Whether a module can be imported, in a version that will do if its distribution is known. A folder that merely
+    has its name, such as a clone of a repository, is none."""
+    spec, wanted = importlib.util.find_spec(module), Requirement(requirement)
+    version = None if wanted.name in PLATFORM_PACKAGES else installed_version(wanted.name)
+    if spec is None or spec.origin is None:
+        return False
+    return version is None or wanted.specifier.contains(version, prereleases=True)
+
+
+def wheel_folders(folders: list[Path]) -> list[Path]:
+    """Those of the folders, and of the folders in them, that hold wheels."""
+    found = (wheel.parent for folder in folders for level in ("*.whl", "*/*.whl") for wheel in folder.glob(level))
+    return sorted(set(found))
+
+
 def _pip_install(requirements: list[str]) -> None:
+    """From attached wheels if they are enough, else with internet."""
+    wheels = [f"--find-links={folder}" for folder in wheel_folders(input_folders())]
+    reason = _pip([*wheels, "--no-index", *requirements]) if wheels else "no wheels"
+    if reason and (reason := _pip([*wheels, *requirements])):
+        raise RuntimeError(
+            f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
+            f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "
+            "attach an input with the wheels that `pip wheel -r requirements.txt` makes where there is internet."
+        )
+
+
+def _pip(arguments: list[str]) -> str:
+    """Run `pip install`; returns what it complains of, or nothing."""
     pins = [f"{name}=={version}" for name in PLATFORM_PACKAGES if (version := installed_version(name))]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(pins) + "\n")
         options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints)]
-        command = [sys.executable, "-m", "pip", "install", *options, *requirements]
+        command = [sys.executable, "-m", "pip", "install", *options, *arguments]
         done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
-    if done.returncode:
-        reason = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(
-            f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
-            f"--no-build-isolation {' '.join(requirements)}. "
-            "On Kaggle without internet: turn it on under Settings, or attach the wheels as an input."
-        )
+    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else ""
 
 
 def is_interactive(environ: dict[str, str] | None = None) -> bool:

@@ -83,6 +83,16 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
 
 
+def read_first(paths: Sequence[Path]) -> tuple[Path, np.ndarray]:
+    """The first of the images that can be read: its path, and what `read_image` returns. `ImageError` if none can."""
+    for path in paths:
+        try:
+            return path, read_image(path)
+        except ImageError as error:
+            last = error
+    raise last if len(paths) == 1 else ImageError(f"none of the {len(paths)} images can be read; the last one: {last}")
+
+
 def _expand(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()

@@ -12,6 +12,7 @@ let go; its masks are those of the package, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
@@ -116,7 +117,16 @@ class VideoTracker:
             raise ValueError(f"frame {self._shown.index} was shown, but frame {index} is next")
         masks = (logits[:, 0] > 0).cpu().numpy()
         self._forget(index)
+        if self._compute.precision == "fp16":
+            self._store_memories_as_fp16()
         return dict(zip(numbers, masks, strict=True))
+
+    def _store_memories_as_fp16(self) -> None:
+        """The package keeps them as bfloat16, which autocast to float16 refuses to concatenate with its own."""
+        for outputs in self._state["output_dict_per_obj"].values():
+            for kept in itertools.chain.from_iterable(by_frame.values() for by_frame in outputs.values()):
+                if kept["maskmem_features"] is not None:
+                    kept["maskmem_features"] = kept["maskmem_features"].half()
 
     def _forget(self, index: int) -> None:
         """Let go of what is too far from frame `index` to be attended to again."""

@@ -96,7 +96,8 @@ class VideoReader:
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")
         with self._open() as container:
             stream = container.streams.video[0]
-            self.sound = bool(container.streams.audio)
+            self.sound = any(stream.codec_context for stream in container.streams.audio)
+            unknown_sound = bool(container.streams.audio) and not self.sound
             self.time_base: Fraction = stream.time_base
             self.fps = float(stream.average_rate or stream.guessed_rate or 25)
             self.aspect = stream.sample_aspect_ratio or Fraction(1)  # of a pixel
@@ -109,6 +110,8 @@ class VideoReader:
             if first.rotation % 180:
                 self.aspect = 1 / self.aspect
         self.notes.clear()  # what is damaged is found again, in its place
+        if unknown_sound:
+            self._note(f"{self.path.name}: its sound is of a kind that FFmpeg cannot decode, and is left out")
         with self._open() as container:
             self._pts = [packet.pts for packet in self._packets(container) if packet.size and not packet.is_discard]
             self._compare_with_header(container)
@@ -303,12 +306,12 @@ class VideoWriter:
 
 
 class _Sound:
-    """The first sound of a file, given to an MP4 in step with its frames."""
+    """The first sound of a file that can be decoded, given to an MP4 in step with its frames."""
 
     def __init__(self, video: VideoFormat, out: av.container.OutputContainer) -> None:
         self._start, self._notes, self._out = video.start, video.notes, out
         self._in = av.open(str(video.path))
-        self._stream = self._in.streams.audio[0]
+        self._stream = next(stream for stream in self._in.streams.audio if stream.codec_context)
         context = self._stream.codec_context
         self._copied = context.codec.canonical_name in _COPIED_SOUND
         if self._copied:

@@ -165,13 +165,13 @@ def test_a_phrase_is_cut_where_the_text_tower_ends(mini):
 
 def test_lower_precision_is_used_and_near(mini):
     image, seen, found = picture(40, 60), [], []
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "fp16"):
         model = load_clipseg(mini, Compute(torch.device("cpu"), "CPU", precision))
         model._model.decoder.reduces[0].register_forward_hook(lambda _, __, output: seen.append(output.dtype))
         found.append(model.heatmaps(image, PHRASES))
         assert found[-1].dtype == np.float32
-    assert seen == [torch.float32, torch.bfloat16]
-    assert 0 < np.abs(found[0] - found[1]).mean() < 0.02
+    assert seen == [torch.float32, torch.bfloat16, torch.float16]
+    assert all(0 < np.abs(found[0] - other).mean() < 0.02 for other in found[1:])
 
 
 def test_half_precision_tensors_are_computed_in_single_precision(mini, tmp_path):

@@ -88,6 +88,37 @@ def test_what_is_missing_is_installed(offline_pip):
     assert (offline_pip / "site" / "tiny_absent_module.py").is_file()
 
 
+def test_what_is_too_old_is_replaced(offline_pip, monkeypatch):
+    site = offline_pip / "site"
+    (site / "tiny_old_module.py").write_text("")
+    old = site / "tiny_old_module-0.9.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny_old_module\nVersion: 0.9\n")
+    assert environment.ensure_packages(tiny_old_module="tiny_old_module>=0.9") == []
+    make_wheel(offline_pip, "tiny_old_module")
+    assert environment.ensure_packages(tiny_old_module="tiny_old_module>=1") == ["tiny_old_module>=1"]
+    assert (site / "tiny_old_module-1.0.dist-info").is_dir()
+
+
+def test_a_folder_of_the_same_name_is_no_package(offline_pip, monkeypatch):
+    (offline_pip / "here" / "tiny_cloned_module").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(offline_pip / "here"))
+    make_wheel(offline_pip, "tiny_cloned_module")
+    assert environment.ensure_packages(tiny_cloned_module="tiny_cloned_module") == ["tiny_cloned_module"]
+
+
+def test_wheels_of_an_attached_input_need_no_internet(offline_pip, tmp_path_factory, monkeypatch):
+    attached = tmp_path_factory.mktemp("input") / "my-wheels"
+    (attached / "wheels").mkdir(parents=True)
+    make_wheel(attached / "wheels", "tiny_attached_module")
+    monkeypatch.setattr(environment, "input_folders", lambda: [attached, attached / "no such folder"])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.delenv("PIP_NO_INDEX")
+    wanted = "tiny_attached_module>=1"
+    assert environment.ensure_packages(tiny_attached_module=wanted) == [wanted]
+    assert (offline_pip / "site" / "tiny_attached_module.py").is_file()
+
+
 def test_a_dependency_cannot_replace_torch(offline_pip):
     make_wheel(offline_pip, "wants_another_torch", requires="torch==1.0")
     make_wheel(offline_pip, "torch")

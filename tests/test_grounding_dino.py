@@ -234,10 +234,10 @@ def test_extreme_shapes(swin_t, shape):
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
 
 
-def test_low_precision(swin_t):
-    bf16 = Compute(torch.device("cpu"), "CPU", "bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision(swin_t, precision):
     for detector in swin_t:
-        detector.compute = bf16
+        detector.compute = Compute(torch.device("cpu"), "CPU", precision)
         try:
             scores, boxes = detector.forward(random_image(256, 320), CAPTION)
         finally:

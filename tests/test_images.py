@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers import images
-from helpers.images import ImageError, find_images, output_names, read_image
+from helpers.images import ImageError, find_images, output_names, read_first, read_image
 
 UNCOMPRESSED = (cv2.IMWRITE_TIFF_COMPRESSION, 1)  # the default of some versions of OpenCV is lossy for floats
 
@@ -361,6 +361,19 @@ def test_a_folder_with_images_further_down_only(album):
     (album / "top" / "sub" / "a.png").touch()
     with pytest.raises(ImageError, match=r"\(found: sub/\).*\*\*.* searches sub-folders too"):
         find_images(album / "top")
+
+
+def test_the_first_that_can_be_read(tmp_path, photo):
+    good, bad, worse = tmp_path / "2.png", tmp_path / "1.png", tmp_path / "3.png"
+    Image.fromarray(photo).save(good)
+    bad.write_bytes(b"no image")
+    path, image = read_first([bad, good, worse])
+    assert path == good
+    np.testing.assert_array_equal(image, photo)
+    with pytest.raises(ImageError, match=r"none of the 2 images can be read; the last one: .*3\.png: no such"):
+        read_first([bad, worse])
+    with pytest.raises(ImageError, match=r"^\S*1\.png is no image"):
+        read_first([bad])
 
 
 @pytest.mark.parametrize("path", ["", "  "])

@@ -481,6 +481,23 @@ def test_what_comes_back_undetected_is_taken_back(q2, followed):
     assert [(t.id, t.mask.any(), t.unsure) for t in tracks] == [(1, True, False), (2, True, False)]
 
 
+def test_max_objects_are_followed_at_a_time_and_what_left_makes_room(q2, followed):
+    tracker, tracks = followed
+    corner, middle = (0, 50, 10, 60), (34, 40, 50, 60)
+    image = painted(("red", LEFT), ("blue", RIGHT), ("red", corner))
+    q2.add_tracks(tracker, tracks, [seen("cat", *corner)], image, 2, tracker.ids, 6)
+    assert [t.id for t in tracks] == [1, 2] and not tracker.removed  # both are in sight
+    tracks[1].move(np.zeros_like(tracks[1].mask))  # the blue one has left
+    q2.add_tracks(tracker, tracks, [seen("cat", *corner)], image, 2, tracker.ids, 12)
+    assert [(t.id, t.number > 0) for t in tracks] == [(1, True), (2, False), (3, True)] and tracker.removed == [2]
+    image = painted(("red", LEFT), ("red", corner), ("blue", middle))
+    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 2, tracker.ids, 18)  # it is back, without room
+    assert [t.number > 0 for t in tracks] == [True, False, True]
+    tracks[0].move(np.zeros_like(tracks[0].mask))
+    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 2, tracker.ids, 24)
+    assert [(t.id, t.number > 0) for t in tracks] == [(1, False), (2, True), (3, True)]
+
+
 def test_what_was_left_of_a_hidden_object_gives_its_id_to_where_it_comes_out(q2, followed):
     tracker, tracks = followed
     tracks[0].mask = box_mask(20, 10, 24, 30)  # a fifth of it still shows, and is not detected
@@ -665,6 +682,23 @@ def test_the_seed_is_the_first_frame_with_a_detection(q2, networks, settings, mo
     index, found = q2.seed_frame(fakes, frames_of(20), ["cat"], settings, 5)
     assert (index, [d.label for d in found]) == (10, ["cat"]) and looked == [0, 5, 10]
     assert fakes.clipseg.asked == []
+
+
+@pytest.mark.parametrize(("every", "seed"), [(0, 5), (2, 4), (30, 5), (100, 5)])
+def test_the_search_for_a_seed_looks_twice_a_second_at_least(q2, networks, settings, monkeypatch, every, seed):
+    def detect(dino, image, phrases, settings):
+        looked.append(int(image[0, 0, 0]))
+        return [seen("cat", *LEFT)] if 3 <= image[0, 0, 0] < 30 else []
+
+    looked = []
+    monkeypatch.setattr(q2, "detect", detect)
+    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
+    frames = frames_of(40)  # ten a second
+    frames.height, frames.width = IMAGE.shape[:2]
+    frames.backwards = lambda stop: reversed(frames[:stop])
+    done = list(q2.track_frames(networks(), frames, ["cat"], settings, every))
+    assert len(done) == 40 and all([o["label"] for o in objects] == ["cat"] for _, objects in done)
+    assert next(i for i in looked if 3 <= i < 30) == seed
 
 
 def test_clipseg_seeds_only_after_the_whole_clip_has_been_searched(q2, networks, settings):

@@ -205,7 +205,7 @@ def test_every_layout_of_the_array_gives_the_same(mini):
 def test_half_precision_is_used_and_near(mini):
     image, boxes = picture(40, 60), some_boxes(4, 40, 60)
     seen, found = [], []
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "fp16"):
         segmenter = load_sam2(mini, Compute(torch.device("cpu"), "CPU", precision))
         convolution = segmenter._predictor.model.image_encoder.neck.convs[0].conv
         convolution.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
@@ -213,8 +213,8 @@ def test_half_precision_is_used_and_near(mini):
         masks, scores = segmenter.masks(boxes)
         assert masks.dtype == bool and scores.dtype == np.float32
         found.append(masks)
-    assert seen == [torch.float32, torch.bfloat16]
-    assert (found[0] != found[1]).mean() < 0.1
+    assert seen == [torch.float32, torch.bfloat16, torch.float16]
+    assert all((found[0] != other).mean() < 0.1 for other in found[1:])
 
 
 def test_loading_and_predicting_are_quiet(mini, capfd):

@@ -1,5 +1,7 @@
 """helpers/sam2_video.py: against the package's own video predictor, which keeps everything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 
 from helpers import sam2_video
 from helpers.device import Compute
-from helpers.sam2_masks import load_sam2
+from helpers.sam2_masks import Segmenter, load_sam2
 from helpers.sam2_video import VideoTracker
 from test_sam2_masks import mini_config, shake
 
@@ -150,6 +152,37 @@ def test_an_object_given_by_its_mask(segmenter, clip):
     given = tracker.add(3, mask=mask)
     assert (given & mask).sum() / (given | mask).sum() > 0.7  # it passes through the mask's coarse grid
     assert set(tracker.track()) == {3}
+
+
+def at_precision(segmenter, precision):
+    return Segmenter(segmenter.model, segmenter.name, replace(CPU, precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(segmenter, clip, precision):
+    """As on a GPU: fp16 on a T4, where the package's own loop stops at the second frame."""
+    _, frames = clip
+    half = at_precision(segmenter, precision)
+    expected, found = (
+        ours(VideoTracker(each, HEIGHT, WIDTH, len(frames)), frames, (1, 2), range(30)) for each in (segmenter, half)
+    )
+    shares = [(found[i][number] == expected[i][number]).mean() for i in range(30) for number in (1, 2)]
+    assert np.mean(shares) > 0.9 and shares[0] > 0.97
+
+
+def test_half_precision_where_objects_come_later_and_backwards(segmenter, clip):
+    _, frames = clip
+    tracker = VideoTracker(at_precision(segmenter, "fp16"), HEIGHT, WIDTH, len(frames))
+    for i in range(12):
+        tracker.show(i, tracker.prepare(frames[i]))
+        if i == 0:
+            tracker.add(1, box=BOXES[1])
+        if i == 5:
+            tracker.add(2, mask=np.pad(np.ones((12, 14), bool), ((30, 8), (48, 8))))
+        assert list(tracker.track()) == ([1] if i < 5 else [1, 2])
+    order = range(11, -1, -1)
+    backwards = VideoTracker(at_precision(segmenter, "fp16"), HEIGHT, WIDTH, len(frames))
+    assert list(ours(backwards, frames, (1, 7), order, backwards=True)) == list(order)
 
 
 def test_the_state_is_the_packages_own(segmenter, clip):

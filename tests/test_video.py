@@ -189,6 +189,19 @@ def test_sound_alone_and_no_file(tmp_path):
         VideoReader(tmp_path / "nothing.mp4")
 
 
+def test_sound_of_an_unknown_kind_is_left_out_with_a_word(tmp_path):
+    source = make(tmp_path / "a.mov", sound="pcm_s16le")
+    data = source.read_bytes()
+    assert data.count(b"sowt") == 1  # what the file calls its sound
+    source.write_bytes(data.replace(b"sowt", b"zzzz"))
+    video = VideoReader(source)
+    assert not video.sound and "cannot decode" in video.notes[0]
+    with VideoWriter(tmp_path / "out.mp4", video) as out:
+        for frame in video:
+            out.write(frame.image, frame.pts)
+    assert out.frames == len(video) and not VideoReader(tmp_path / "out.mp4").sound
+
+
 def test_an_error_leaves_what_was_written_and_no_frame_leaves_nothing(tmp_path):
     video = VideoReader(make(tmp_path / "a.mp4"))
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "part.mp4", video) as writer:
