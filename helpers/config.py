@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+# Settings that are the same in every preset: they say where and how, not what is trained.
+OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint")
 
 
 def make_config(
@@ -17,8 +23,14 @@ def make_config(
     """One column of `recipe` (setting -> a value per preset), with those of `given` that are not None in its place.
 
     `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
-    Raises `ValueError` for another preset.
+    Raises `ValueError` for another preset, and for a name in `given` that is neither in `recipe` nor in
+    `OTHER_SETTINGS`.
     """
+    known = (*recipe, *OTHER_SETTINGS)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
     if preset not in presets:
@@ -36,32 +48,25 @@ def check_config(cfg: SimpleNamespace) -> None:
     """
     for name in ("data_root", "out_dir", "checkpoint"):
         if getattr(cfg, name, None) is not None:
-            setattr(cfg, name, str(getattr(cfg, name)))
-    whole = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "batch_size")
-    for name in whole:
-        value = getattr(cfg, name)
-        _require(cfg, name, isinstance(value, int) and value > 0, "a whole number above 0")
+            path = str(getattr(cfg, name))
+            setattr(cfg, name, str(Path(path).expanduser()) if path.startswith("~") else path)
+    for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "batch_size"):
+        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) > 0, "a whole number above 0")
+    for name in ("randaug_n", "val_size", "tta"):
+        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) >= 0, "a whole number, 0 or more")
+    for name in ("patch_stride", "train_size"):
+        _require(cfg, name, getattr(cfg, name) is None or _is(cfg, name, Integral), "a whole number, or None")
+    _require(cfg, "seed", "seed" not in vars(cfg) or _is(cfg, "seed", Integral), "a whole number")
     for name in ("epochs", "lr", "mlp_ratio"):
-        _require(cfg, name, getattr(cfg, name) > 0, "a number above 0")
-    for name in (
-        "min_lr",
-        "weight_decay",
-        "warmup_epochs",
-        "mix_off_epochs",
-        "clip_grad",
-        "mixup",
-        "cutmix",
-        "randaug_n",
-        "val_size",
-    ):
-        _require(cfg, name, getattr(cfg, name) >= 0, "0 or more")
-    for name in ("erase_prob", "drop_path", "label_smoothing", "ema_decay"):
-        _require(
-            cfg,
-            name,
-            0 <= getattr(cfg, name) < 1 or (name == "erase_prob" and cfg.erase_prob == 1),
-            "from 0 to below 1",
-        )
+        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) > 0, "a number above 0")
+    for name in ("weight_decay", "warmup_epochs", "mix_off_epochs", "clip_grad", "mixup", "cutmix"):
+        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) >= 0, "0 or more")
+    for name in ("drop_path", "label_smoothing", "ema_decay"):
+        _require(cfg, name, _is(cfg, name, Real) and 0 <= getattr(cfg, name) < 1, "from 0 to below 1")
+    for name in ("erase_prob", "min_lr", "randaug_m", "layer_decay", "max_minutes"):
+        _require(cfg, name, _is(cfg, name, Real), "a number")
+    _require(cfg, "erase_prob", 0 <= cfg.erase_prob <= 1, "from 0 to 1")
+    _require(cfg, "min_lr", 0 <= cfg.min_lr <= cfg.lr, f"from 0 to lr ({cfg.lr})")
     stride = cfg.patch_size if cfg.patch_stride is None else cfg.patch_stride
     _require(cfg, "pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
     _require(cfg, "patch_stride", 1 <= stride <= cfg.patch_size, f"from 1 to patch_size ({cfg.patch_size}), or None")
@@ -100,6 +105,11 @@ def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: objec
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
         raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
+
+
+def _is(cfg: SimpleNamespace, name: str, kind: type) -> bool:
+    """Whether a setting is a number of that kind."""
+    return isinstance(getattr(cfg, name), kind)
 
 
 def _require(cfg: SimpleNamespace, name: str, holds: bool, expected: str) -> None:

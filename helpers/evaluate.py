@@ -68,7 +68,7 @@ def confusion_matrix(probabilities: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error in percent, and per confidence bin {`confidence`, `accuracy`, `share`} (each 0 to 1).
+    """Expected calibration error in percent, and per confidence bin {`accuracy`, `share`} (each 0 to 1).
 
     ECE is the mean over images of |accuracy - confidence| of the image's bin, in equal-width bins that contain their
     upper edge (Guo et al. 2017, arXiv 1706.04599, section 2).
@@ -80,8 +80,7 @@ def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[
     sums = [torch.bincount(index, weights, bins) / count.clamp(min=1) for weights in (confidence, correct)]
     share = count / len(labels)
     error = 100 * (share * (sums[0] - sums[1]).abs()).sum().item()
-    columns = zip(sums[0].tolist(), sums[1].tolist(), share.tolist(), strict=True)
-    return error, [{"confidence": a, "accuracy": b, "share": c} for a, b, c in columns]
+    return error, [{"accuracy": a, "share": b} for a, b in zip(sums[1].tolist(), share.tolist(), strict=True)]
 
 
 def most_confident_mistakes(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -33,6 +33,7 @@ class ImageSet:
     name: str
     source: str  # where from and in which layout, or how it was made: to be shown beside every figure
     notes: tuple[str, ...] = ()  # what a reader of a figure must know, e.g. that the test set is a held-out fifth
+    held_out: bool = False  # whether the test images were taken from CIFAR-10's training images
 
 
 def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -103,4 +104,5 @@ def cifar10(
     partly = [f"{have:,} of {full:,} {what} images" for what, have, full in counts if have < full]
     if partly:
         notes = (f"part of CIFAR-10: {' and '.join(partly)}", *notes)
-    return ImageSet(*tensors(*train), *tensors(*test), CLASSES, "CIFAR-10", f"{path} ({layout})", tuple(notes))
+    source = f"{path} ({layout})"
+    return ImageSet(*tensors(*train), *tensors(*test), CLASSES, "CIFAR-10", source, tuple(notes), held_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import deque
@@ -13,7 +14,8 @@ from typing import Any
 
 
 def export_script(notebook: Path | str, parameters: Mapping[str, Any], script: Path | str) -> Path:
-    """Write a notebook's code cells as a Python script, `parameters` (literals) set after the cell tagged so.
+    """Write a notebook's code cells as a Python script, `parameters` (literals) set after the cell tagged so. What only
+    IPython understands (`!pip install …`, `%cd …`) is left out.
 
     Raises `FileNotFoundError`, or `ValueError` where the notebook has no such cell.
     """
@@ -24,11 +26,19 @@ def export_script(notebook: Path | str, parameters: Mapping[str, Any], script: P
         raise ValueError(f"{notebook} has no cell tagged 'parameters': give the path of this project's notebook")
     parts = []
     for cell in cells:
-        parts.append("".join(cell["source"]))
+        parts.append(_plain_python("".join(cell["source"])))
         if cell is tagged[0]:
             parts.append("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
     script.write_text("\n\n\n".join(parts) + "\n", "utf-8")
     return script
+
+
+def _plain_python(cell: str) -> str:
+    """A cell without IPython's own commands, each of which becomes a `pass`."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    python = TransformerManager().transform_cell(cell)
+    return re.sub(r"^(\s*).*get_ipython\(\)\..*", r"\1pass", python, flags=re.MULTILINE).rstrip("\n")
 
 
 def launch(script: Path | str, processes: int, search: Path | str) -> None:

@@ -49,7 +49,7 @@ def finish(figure: Figure, path: Path | str, footer: str) -> Path:
 
 def show(figure: Figure) -> None:
     """Show a figure that is not to be kept."""
-    plt.show()
+    plt.show(block=False)  # in a window of its own a script would wait for it to be closed
     plt.close(figure)
 
 
@@ -115,7 +115,7 @@ def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
-    """Accuracy over confidence, a bar per bin {`confidence`, `accuracy`, `share`}; `error` is the ECE in percent."""
+    """Accuracy over confidence, a bar per bin {`accuracy`, `share`}; `error` is the ECE in percent."""
     figure, (left, right) = new_figure(10, 4, 1, 2)
     width = 1 / len(bins)
     centres = (np.arange(len(bins)) + 0.5) * width

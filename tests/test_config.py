@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import nbload
 from helpers.config import check_config, check_resumable, make_config
 
 RECIPE = {"lr": (1, 2, 3), "pool": ("cls", "mean", "cls")}
@@ -26,6 +27,11 @@ def test_auto_goes_by_the_gpu(memory, preset):
     assert make_config(RECIPE, PRESETS, "auto", {}, memory).preset == preset
 
 
+def test_a_misspelt_setting_is_named():
+    with pytest.raises(ValueError, match="'poll' is no setting: did you mean 'pool'"):
+        make_config(RECIPE, PRESETS, "quick", {"poll": "cls"}, 0)
+
+
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match="preset='fast': expected 'auto' or one of 'quick', 't4', 'best'"):
         make_config(RECIPE, PRESETS, "fast", {}, 0)
@@ -38,9 +44,10 @@ def test_the_presets_hold_together(q1, preset):
 
 IMPOSSIBLE = {
     "patch_size": [5, 0], "patch_stride": [0, 9], "embed_dim": [97], "depth": [0], "pool": ["max"], "drop_path": [1.0],
-    "batch_size": [7, 0, 12.5], "epochs": [0], "lr": [-1e-3], "layer_decay": [0], "ema_decay": [1], "max_minutes": [-1],
-    "randaug_n": [-1], "randaug_m": [11], "erase_prob": [1.5], "mixup": [-0.1], "label_smoothing": [1],
-    "train_size": [1], "val_size": [-1], "tta": [9],
+    "batch_size": [7, 0, 12.5], "epochs": [0], "lr": [-1e-3], "layer_decay": [0], "ema_decay": [1],
+    "max_minutes": [-1, "20"], "randaug_n": [-1, 1.5], "randaug_m": [11], "erase_prob": [1.5], "mixup": [-0.1],
+    "label_smoothing": [1], "train_size": [1, 10.5], "val_size": [-1, 0.1], "tta": [9, 1.5], "seed": [None, "1"],
+    "min_lr": [1.0, "0"],
 }  # fmt: skip
 
 
@@ -56,6 +63,27 @@ def test_paths_become_text(q1):
     cfg = make_config(q1.RECIPE, q1.PRESETS, "quick", {"data_root": Path("data"), "out_dir": Path("out")}, 0)
     check_config(cfg)
     assert (cfg.data_root, cfg.out_dir) == ("data", "out")
+    cfg = make_config(q1.RECIPE, q1.PRESETS, "quick", {"data_root": "./data", "out_dir": "~/runs"}, 0)
+    check_config(cfg)
+    assert (cfg.data_root, cfg.out_dir) == ("./data", str(Path.home() / "runs"))
+
+
+def configured(q1, edits):
+    """`cfg` after the notebook's configuring cell, with lines of a user's in the place meant for them."""
+    (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "# cfg.data_root" in cell["source"]]
+    parameters = dict.fromkeys(q1.RECIPE) | {"preset": "quick", "download": False, "seed": 0, "resume": False}
+    world = vars(q1) | {"data_root": None, "out_dir": None, "checkpoint": None} | parameters
+    exec(cell[: cell.index("tokens =")].replace("# cfg.data_root", f"{edits}\n# cfg.data_root"), world)
+    return world["cfg"]
+
+
+def test_settings_edited_as_attributes(q1, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = configured(q1, 'cfg.preset = "best"; cfg.lr = 0.5; cfg.data_root = "./data"; cfg.checkpoint = "a.pth"')
+    assert (cfg.preset, cfg.lr, cfg.data_root, cfg.embed_dim) == ("best", 0.5, "./data", 384)
+    assert cfg.out_dir == "outputs/evaluation"  # not over the files of the training run
+    with pytest.raises(ValueError, match="'epoch' is no setting: did you mean 'epochs'"):
+        configured(q1, "cfg.epoch = 3")
 
 
 def test_a_run_is_resumed_with_its_own_settings_only():

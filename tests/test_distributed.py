@@ -198,7 +198,7 @@ def test_launch_shows_the_log_and_raises_with_its_end(tmp_path, capsys):
 
 def test_interrupting_the_launch_ends_all_processes(tmp_path, monkeypatch):
     script, printed = tmp_path / "script.py", []
-    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(300)\n")
+    script.write_text("import os, time\nos.write(1, b'%d\\n' % os.getpid())\ntime.sleep(300)\n")
 
     def interrupted(line, **_):
         printed.append(line)
@@ -219,13 +219,23 @@ def test_a_script_needs_a_place_for_its_parameters(tmp_path):
         export_script(tmp_path / "bare.ipynb", {}, tmp_path / "bare.py")
 
 
+def test_a_script_leaves_out_what_only_ipython_understands(tmp_path):
+    cells = ["x = 7", "!pip install y\n%cd /z\nif x:\n    !ls\na = (x\n  % 4)", "%%bash\nls", "files = !ls\nb = a + 1"]
+    cells = [{"cell_type": "code", "metadata": {}, "source": cell} for cell in cells]
+    cells[0]["metadata"]["tags"] = ["parameters"]
+    (tmp_path / "magic.ipynb").write_text(json.dumps({"cells": cells}))
+    world = {}
+    exec(export_script(tmp_path / "magic.ipynb", {"x": 11}, tmp_path / "magic.py").read_text(), world)
+    assert (world["a"], world["b"]) == (3, 4)
+
+
 def test_the_launching_cell_hands_over_settings_and_evaluates_the_result(tmp_path, q1, capsys):
     """Its code, with everything around it as the notebook has it and `launch` replaced; the notebook's file is not
     known, so that the project's is run."""
     (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "LAUNCH_ON_ALL_GPUS =" in cell["source"]]
     cfg = q1.make_config(q1.RECIPE, q1.PRESETS, "quick", {"lr": 0.5, "out_dir": str(tmp_path), "checkpoint": None}, 0)
     started = []
-    names = {"names": [*q1.RECIPE, "out_dir", "checkpoint"], "cfg": cfg, "out": tmp_path, "project": ROOT}
+    names = {"names": ["preset", *q1.RECIPE, "out_dir", "checkpoint"], "cfg": cfg, "out": tmp_path, "project": ROOT}
     names |= {"notebook": Path("/nowhere.ipynb"), "launch": lambda *given, search: started.append((*given, search))}
     exec(cell, vars(q1) | names)
     assert not started  # off unless asked for

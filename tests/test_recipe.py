@@ -1,6 +1,7 @@
 """Batches, optimizer, schedule and a single step of q1, each against its definition."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -247,6 +248,37 @@ def test_ten_bad_losses_in_a_row_stop_the_run_with_its_state_saved(q1, tmp_path)
     q1.ckpt.unpack(fresh, saved)
     q1.train(fresh, task, budget.Pace(0.01), tmp_path, tuple("abcdefghij"))  # and goes on from there
     assert fresh.step == 32
+
+
+@pytest.mark.parametrize("saving", [0.0, 2.0, 6.0])
+def test_no_epoch_is_begun_that_the_clock_leaves_no_step_for(q1, tmp_path, monkeypatch, saving):
+    """On a clock on which a step takes a second, validation as long as was measured, and saving longer."""
+    now = [0.0]
+
+    def taking(seconds, function):
+        def run(*given, **named):
+            now[0] += seconds
+            return function(*given, **named)
+
+        return run
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    for name, seconds in (("train_step", 1.0), ("validate", 1.0), ("save_last", saving)):
+        monkeypatch.setattr(q1, name, taking(seconds, getattr(q1, name)))
+    for steps in (13, 17, 22, 30):
+        task = make_task(q1, n=64, epochs=30, max_minutes=steps / 60)
+        state = make_state(q1, task, total=120)
+        now[0] = 0.0
+        q1.train(state, task, budget.Pace(1.0, 1.0), tmp_path, tuple("abcdefghij"))
+        assert all(math.isfinite(row["loss"]) for row in state.history) and state.stopped_by(30) == "time"
+        assert now[0] <= steps + saving
+
+
+def test_what_ended_a_run(q1):
+    state = make_state(q1, make_task(q1), total=8)
+    assert state.stopped_by(2) == "interrupted"
+    state.step = 8
+    assert (state.stopped_by(2), state.stopped_by(3)) == ("epochs", "time")
 
 
 def test_a_lone_last_checkpoint_still_ends_with_a_best_one(q1, tmp_path):
