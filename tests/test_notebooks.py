@@ -113,7 +113,9 @@ def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1,
     assert best.keys() >= {"model", "config", "mean", "std"}
     summary = json.loads((run / "run_summary.json").read_text())
     # Nothing of the model is given: its measures come from the file. Another seed must not change what is evaluated.
-    done = papermill("q1.ipynb", tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0, amp=False)
+    done = papermill(
+        "q1.ipynb", tmp_path, tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0, amp=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     again = json.loads((tmp_path / "run_summary.json").read_text())
     assert again["test_accuracy"] == pytest.approx(summary["test_accuracy"])
@@ -130,11 +132,11 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
         for name in Q1_PARAMETERS
         if config[name] is not None and name not in ("out_dir", "epochs", "resume", "data_root")
     }
-    done = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same)
+    done = papermill("q1.ipynb", tmp_path, tmp_path, resume=True, epochs=3, **same)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed after epoch 2" in nbrun.printed(tmp_path)
     assert json.loads((tmp_path / "run_summary.json").read_text())["epochs_run"] == 3
-    refused = papermill("q1.ipynb", tmp_path, resume=True, epochs=3, **same | {"lr": 0.5})
+    refused = papermill("q1.ipynb", tmp_path, tmp_path, resume=True, epochs=3, **same | {"lr": 0.5})
     assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr
 
 
