@@ -481,6 +481,46 @@ def test_what_comes_back_undetected_is_taken_back(q2, followed):
     assert [(t.id, t.mask.any(), t.unsure) for t in tracks] == [(1, True, False), (2, True, False)]
 
 
+@pytest.mark.parametrize("label", ["red dog", "cat"])
+def test_one_new_object_that_is_detected_twice_is_one(q2, followed, label):
+    tracker, tracks = followed
+    box, larger = (34, 36, 54, 60), (34, 33, 54, 60)
+    image = painted(("red", LEFT), ("blue", RIGHT), ("red", larger))
+    twice = [seen("red dog", *box, score=0.6), seen(label, *larger, score=0.5)]
+    fresh = q2.add_tracks(tracker, tracks, twice, image, 50, tracker.ids, 6)
+    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat"), (3, "red dog")]
+    assert [track.id for track, *_ in fresh] == [3] and set(tracker.objects) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_detected_tracks_and_what_sam2_follows_agree(q2, seed):
+    """Looks at random boxes of two labels, between which the tracks go anywhere, out of sight too."""
+    rng, tracker, tracks = np.random.default_rng(seed), FakeTracker(), []
+    places = [(x, y, x + wide, y + high) for x in (0, 6, 40) for y in (0, 5, 30) for wide, high in ((20, 20), (30, 25))]
+
+    def anywhere():
+        return places[rng.integers(len(places))]
+
+    for index in range(12):
+        colours = rng.choice(["red", "blue"], 3)
+        image = painted(*((colour, anywhere()) for colour in colours))
+        found = [
+            seen(str(rng.choice(["cat", "dog"])), *anywhere(), score=rng.uniform(0.3, 1))
+            for _ in range(rng.integers(5))
+        ]
+        found.sort(key=lambda d: -d.score)
+        most = int(rng.integers(2, 6))
+        fresh = q2.add_tracks(tracker, tracks, found, image, most, tracker.ids, index)
+        q2.merge_duplicates(tracker, tracks)
+        kept = [track for track, *_ in fresh if track in tracks]
+        assert len({track.id for track in kept}) == len(kept) and all(track.number for track in kept)
+        assert len({track.id for track in tracks}) == len(tracks)
+        assert sorted(tracker.objects) == sorted(track.number for track in tracks if track.number)
+        for track in tracks:
+            shows = track.number and rng.random() < 0.8
+            track.move(box_mask(*anywhere()) if shows else np.zeros_like(track.mask))
+
+
 def test_max_objects_are_followed_at_a_time_and_what_left_makes_room(q2, followed):
     tracker, tracks = followed
     corner, middle = (0, 50, 10, 60), (34, 40, 50, 60)
