@@ -61,7 +61,9 @@ class VideoTracker:
         if image.dtype != np.uint8 or image.shape != (*self._size, 3):
             raise ValueError(f"a frame is {image.dtype} {list(image.shape)}, expected uint8 {[*self._size, 3]}")
         side = self._model.image_size
-        return torch.from_numpy(np.array(Image.fromarray(image).resize((side, side)))).permute(2, 0, 1).contiguous()
+        resized = np.asarray(Image.fromarray(image).resize((side, side)))
+        # by NumPy: torch would do it with threads, which on a CPU get in the way of the model's
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
     def show(self, index: int, prepared: Tensor) -> None:
         """Go to frame `index`, a neighbour of the last one."""
