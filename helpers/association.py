@@ -92,12 +92,16 @@ def match_tracks(tracks: Sequence[Track], detections: Sequence[Detection], image
     found: dict[int, Track] = {}
     for distances in (place_distances, colour_distances):
         left = [track for track in tracks if track not in found.values()]
-        open_ = [k for k in range(len(detections)) if k not in found]
-        far = distances(left, [detections[k] for k in open_], image)
-        pairs = [(far[i, j], t.id, k, t) for i, t in enumerate(left) for j, k in enumerate(open_)]
-        for distance, _, k, track in sorted(pairs):
-            same = track.label == detections[k].label and distance < math.inf
-            if same and k not in found and track not in found.values():
+        free = [k for k in range(len(detections)) if k not in found]
+        far = distances(left, [detections[k] for k in free], image)
+        pairs = [
+            (far[i, j], track.id, k, track)
+            for i, track in enumerate(left)
+            for j, k in enumerate(free)
+            if track.label == detections[k].label and far[i, j] < math.inf
+        ]
+        for _, _, k, track in sorted(pairs):
+            if k not in found and track not in found.values():
                 found[k] = track
     return found
 
@@ -111,7 +115,8 @@ def split_objects(tracks: Sequence[Track], detections: Sequence[Detection]) -> d
         parts = [k for k in np.flatnonzero(row).tolist() if detections[k].label == track.label]
         if len(parts) > 1 and 0 < np.count_nonzero(track.mask) < GROWN * track.area:
             whole = np.any([detections[k].mask for k in parts], axis=0)
-            found |= dict.fromkeys(parts, track) if mask_iou(whole, track.mask) > AGREES else {}
+            if mask_iou(whole, track.mask) > AGREES:
+                found |= dict.fromkeys(parts, track)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +89,11 @@ def measure(state: Any, step: Callable[[], Any], validate: Callable[[], Any], co
     before["micro_batch"] = state.micro_batch
     checkpoint.unpack(state, before)
     return pace
+
+
+def log_line(row: Mapping[str, Any], minutes_left: float) -> str:
+    """An epoch, a row of history.csv, in one line."""
+    named = {"val": row["val_accuracy"], "EMA": row["ema_accuracy"]}
+    accuracies = [f"{name} {value:5.2f} %" for name, value in named.items() if value is not None]
+    speed = f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.0f} s, {minutes_left:.1f} min left"
+    return ", ".join([f"epoch {row['epoch']:g}: loss {row['loss']:.3f}", *accuracies, f"lr {row['lr']:.1e}", speed])

@@ -83,19 +83,7 @@ def check_config(cfg: SimpleNamespace) -> None:
 
 
 # Settings that a run may be resumed with other values of: they say where, how fast and how long, not what is trained.
-MAY_CHANGE = {
-    "data_root",
-    "out_dir",
-    "download",
-    "resume",
-    "checkpoint",
-    "preset",
-    "epochs",
-    "max_minutes",
-    "amp",
-    "compile",
-    "tta",
-}
+MAY_CHANGE = {*OTHER_SETTINGS, "preset", "epochs", "max_minutes", "amp", "compile", "tta"} - {"seed"}
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:

@@ -92,8 +92,9 @@ def wheel_folders(folders: list[Path]) -> list[Path]:
 def _pip_install(requirements: list[str]) -> None:
     """From attached wheels if they are enough, else with internet."""
     wheels = [f"--find-links={folder}" for folder in wheel_folders(input_folders())]
-    reason = _pip([*wheels, "--no-index", *requirements]) if wheels else "no wheels"
-    if reason and (reason := _pip([*wheels, *requirements])):
+    if wheels and not _pip([*wheels, "--no-index", *requirements]):
+        return
+    if reason := _pip([*wheels, *requirements]):
         raise RuntimeError(
             f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
             f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "

@@ -96,8 +96,7 @@ class VideoReader:
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")
         with self._open() as container:
             stream = container.streams.video[0]
-            self.sound = any(stream.codec_context for stream in container.streams.audio)
-            unknown_sound = bool(container.streams.audio) and not self.sound
+            self.sound = any(audio.codec_context for audio in container.streams.audio)
             self.time_base: Fraction = stream.time_base
             self.fps = float(stream.average_rate or stream.guessed_rate or 25)
             self.aspect = stream.sample_aspect_ratio or Fraction(1)  # of a pixel
@@ -110,9 +109,9 @@ class VideoReader:
             if first.rotation % 180:
                 self.aspect = 1 / self.aspect
         self.notes.clear()  # what is damaged is found again, in its place
-        if unknown_sound:
-            self._note(f"{self.path.name}: its sound is of a kind that FFmpeg cannot decode, and is left out")
         with self._open() as container:
+            if container.streams.audio and not self.sound:
+                self._note(f"{self.path.name}: its sound is of a kind that FFmpeg cannot decode, and is left out")
             self._pts = [packet.pts for packet in self._packets(container) if packet.size and not packet.is_discard]
             self._compare_with_header(container)
         self.frames = max(1, len(self._pts))

@@ -474,19 +474,22 @@ def reading(segmenter: Segmenter, folder: Path, images: list[np.ndarray]) -> str
     load = partial(load_video_frames, offload_video_to_cpu=False, compute_device=segmenter.compute.device)
     prepared = [tracker.prepare(image) for image in images]
 
-    def least(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
+    def contender(name: str, work: Callable[[], object]) -> Contender:
+        def run() -> int:
             work()
             segmenter.compute.synchronize()
-            times.append(time.perf_counter() - start)
-        return 1000 * min(times) / len(images)
+            return len(images)
 
-    decode = least(lambda: sum(1 for _ in VideoReader(folder / "clip.mp4")))
-    resize = least(lambda: [tracker.prepare(image) for image in images])
-    scale = least(lambda: [tracker.show(i, pixels) for i, pixels in enumerate(prepared)])
-    theirs = least(lambda: load(str(folder / "jpg"), size))
+        return Contender(name, torch.get_num_threads(), run)
+
+    steps = [
+        contender("decode", lambda: list(VideoReader(folder / "clip.mp4"))),
+        contender("resize", lambda: [tracker.prepare(image) for image in images]),
+        contender("normalise", lambda: [tracker.show(i, pixels) for i, pixels in enumerate(prepared)]),
+        contender("sam2's", lambda: load(str(folder / "jpg"), size)),
+    ]
+    turns = take_turns(steps, 3, warm_up=False)
+    decode, resize, scale, theirs = (1000 / max(wall for wall, _ in rates) for rates in turns)
     return (
         f"ours decodes in {decode:.1f} ms and resizes in {resize:.1f}, both ahead on another thread, and normalises in "
         f"{scale:.1f}; sam2's does all three in {theirs:.1f}"
