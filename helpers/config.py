@@ -4,13 +4,78 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from helpers import distributed, environment
+from helpers.data import fingerprint
+from helpers.device import pick_compute
+from helpers.image_set import ImageSet
+
 # Settings that are the same in every preset: they say where and how, not what is trained.
-OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint")
+OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
+
+
+def collect(names: Mapping[str, Any], recipe: Mapping[str, Sequence[Any]]) -> SimpleNamespace:
+    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
+
+    What was defined after the recipe (that is what papermill adds, too) and is no setting raises `ValueError` with the
+    nearest one; names that begin with an underscore are left alone.
+    """
+    known = ("preset", *recipe, *OTHER_SETTINGS)
+    order = list(names)
+    later = order[order.index("RECIPE") + 1 :] if "RECIPE" in names else []
+    for name in later[: later.index("cfg")] if "cfg" in later else later:  # a cell that runs again finds all names
+        if not name.startswith("_") and name not in known:
+            raise _no_setting(name, known)
+    return SimpleNamespace(**{name: names.get(name) for name in known})
+
+
+def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Sequence[str]) -> tuple[Any, ...]:
+    """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
+
+    Returns the configuration, the device with its precision, the output folder, and what a figure's caption says of
+    the machine; prints them.
+    """
+    device = distributed.start()
+    gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
+    given = dict(vars(cfg))
+    cfg = make_config(recipe, presets, given.pop("preset") or "auto", given, distributed.broadcast(gpu_memory))
+    cfg.out_dir = cfg.out_dir or environment.default_out_dir() / ("evaluation" if cfg.checkpoint else "")
+    check_config(cfg)
+    compute = pick_compute(cfg.amp, device, cpu_bf16=True)
+    compute = replace(compute, precision=distributed.broadcast(compute.precision))
+    torch.set_float32_matmul_precision("high")
+    out = Path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
+    hardware = f"{compute}" if distributed.size() == 1 else several
+    versions = environment.versions("torch", "torchvision", "timm", "numpy")
+    print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
+    return cfg, compute, out, f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
+
+
+def fit_to_images(cfg: SimpleNamespace, found: ImageSet) -> None:
+    """Bring `cfg`, in place, to what can be done with these images, and note which they are."""
+    total = len(found.train_labels)
+    if cfg.val_size > total // 5:
+        cfg.val_size = total // 5
+        print(f"val_size={cfg.val_size}: more than a fifth of the training images are not held out")
+    if cfg.preset == "quick" and "synthetic" in found.name and "max_minutes" not in cfg.given:
+        cfg.max_minutes = min(cfg.max_minutes, 2)
+        print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
+    cfg.batch_size = min(cfg.batch_size, (cfg.train_size or total - cfg.val_size) // 2 * 2)
+    distributed.check_batch_size(cfg.batch_size)
+    cfg.processes = distributed.size()
+    # a resumed run must have the same
+    counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(found.classes)} classes"
+    cfg.images = f"{found.name}: {counts}, checksum {fingerprint(found)}"
+    distributed.check_same(cfg.images, "images")
 
 
 def make_config(
@@ -29,8 +94,7 @@ def make_config(
     known = (*recipe, *OTHER_SETTINGS)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
+            raise _no_setting(name, known)
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
     if preset not in presets:
@@ -38,7 +102,7 @@ def make_config(
     column = presets.index(preset)
     settings = {name: values[column] for name, values in recipe.items()}
     settings |= {name: value for name, value in given.items() if value is not None or name not in recipe}
-    return SimpleNamespace(preset=preset, **settings)
+    return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
 
 
 def check_config(cfg: SimpleNamespace) -> None:
@@ -83,7 +147,9 @@ def check_config(cfg: SimpleNamespace) -> None:
 
 
 # Settings that a run may be resumed with other values of: they say where, how fast and how long, not what is trained.
-MAY_CHANGE = {*OTHER_SETTINGS, "preset", "epochs", "max_minutes", "amp", "compile", "tta"} - {"seed"}
+MAY_CHANGE = {*OTHER_SETTINGS, "preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"} - {
+    "seed"
+}
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:
@@ -93,6 +159,11 @@ def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: objec
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
         raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
+
+
+def _no_setting(name: str, known: Sequence[str]) -> ValueError:
+    near = difflib.get_close_matches(name, known, 1)
+    return ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
 
 
 def _is(cfg: SimpleNamespace, name: str, kind: type) -> bool:

@@ -268,6 +268,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Split:
+        """The first `count` of them."""
+        return Split(self.images[:count], self.labels[:count])
+
 
 def hold_out(
     found: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device

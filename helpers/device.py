@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +38,11 @@ class Compute:
         return f"{self.name} ({self.device}), {self.precision}"
 
 
-def pick_compute(
-    amp: bool | str = True, device: str | None = None, workload: tuple[int, int, int] | None = None
-) -> Compute:
+def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bool = False) -> Compute:
     """Choose cuda, else mps, else cpu, and a precision.
 
     `amp=True`: bf16 from compute capability 8.0, fp16 below it (a T4 reports bf16 support, but emulates it), float32
-    without a CUDA GPU; on a CPU, given a `workload` (images, tokens, channels), what `faster_on_cpu` finds for it.
+    without a CUDA GPU; with `cpu_bf16` bf16 on a CPU whose instructions multiply it.
     `amp=False`: float32. `amp="bf16"`, `"fp16"` or `"fp32"`: that one.
 
     Raises `RuntimeError` for a GPU that the installed torch has no kernels for, before anything runs on it, and
@@ -58,8 +55,8 @@ def pick_compute(
     chosen = torch.device(device)
     if chosen.type != "cuda":
         name = f"CPU, {cpu_name()}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else "Apple GPU"
-        measured = amp is True and workload is not None and chosen.type == "cpu"
-        return Compute(chosen, name, amp if isinstance(amp, str) else faster_on_cpu(*workload) if measured else "fp32")
+        bf16 = amp is True and cpu_bf16 and chosen.type == "cpu" and multiplies_bf16()
+        return Compute(chosen, name, amp if isinstance(amp, str) else "bf16" if bf16 else "fp32")
     name, capability = torch.cuda.get_device_name(chosen), torch.cuda.get_device_capability(chosen)
     require_kernels(name, capability, torch.cuda.get_arch_list())
     precision = amp if isinstance(amp, str) else cuda_precision(capability) if amp else "fp32"
@@ -71,32 +68,10 @@ def cuda_precision(capability: tuple[int, int]) -> str:
     return "bf16" if capability >= (8, 0) else "fp16"
 
 
-def compile_if_possible(model: torch.nn.Module, example: torch.Tensor, compute: Compute) -> torch.nn.Module:
-    """`torch.compile(model)` if that takes `example` forward and back here, else the model itself, and says why."""
-    try:
-        compiled = torch.compile(model, dynamic=False)
-        with compute.autocast():
-            compiled(example).float().sum().backward()
-    except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"torch.compile does not work here, going on without: {reason}")
-        compiled = model
-    model.zero_grad(set_to_none=True)
-    return compiled
-
-
-def faster_on_cpu(images: int, tokens: int, channels: int) -> str:
-    """`bf16` if this CPU trains a transformer layer on `[images, tokens, channels]` a tenth faster so, else `fp32`."""
-    layer = torch.nn.TransformerEncoderLayer(channels, 1, 4 * channels, dropout=0.0, batch_first=True, norm_first=True)
-    x = torch.randn(images, tokens, channels)
-    seconds = {"fp32": [], "bf16": []}
-    for _ in range(4):  # in turns, so that other work on the machine hits both alike
-        for precision, taken in seconds.items():
-            start = time.perf_counter()
-            with Compute(x.device, "", precision).autocast():
-                layer(x).float().sum().backward()
-            taken.append(time.perf_counter() - start)
-    return "bf16" if 1.1 * min(seconds["bf16"]) < min(seconds["fp32"]) else "fp32"
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16 (AVX512-BF16, AMX); without, float32 is faster."""
+    flags = re.findall(r"^flags\s*:(.*)", _cpuinfo(), re.MULTILINE)
+    return bool(flags) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[0].split())
 
 
 def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]) -> None:
@@ -121,6 +96,10 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
 
 def cpu_name() -> str:
     """The processor's model, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
+    models = re.findall(r"model name\s*:\s*(.+)", _cpuinfo())
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text() if info.is_file() else ""

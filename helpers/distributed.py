@@ -110,14 +110,6 @@ def broadcast(value: Value) -> Value:
     return box[0]
 
 
-@torch.no_grad()
-def broadcast_weights(module: nn.Module) -> None:
-    """Overwrite parameters and buffers of `module` with those of rank 0."""
-    if size() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, src=0)
-
-
 def check_same(value: object, what: str) -> None:
     """Raise `ValueError` where `value` is not rank 0's: machines that found different images, say."""
     first = broadcast(value)
@@ -153,7 +145,7 @@ def own_seed(seed: int, step: int) -> int:
 def shard(count: int, rank_: int | None = None, size_: int | None = None) -> slice:
     """This process's slice of `count` items; the slices of all follow each other and cover everything.
 
-    Each begins at an even item, since MixUp pairs images; so a batch may be shared unequally, see `slice_weight`.
+    Each begins at an even item, so that a batch may be shared unequally.
     """
     number, processes = (rank() if rank_ is None else rank_), size_ or size()
     begin, end = (count // 2 * k // processes * 2 for k in (number, number + 1))
@@ -174,14 +166,6 @@ def joined(parts: list[Item]) -> list[Item]:
     return [part[k] for k in range(max(map(len, all_parts))) for part in all_parts if k < len(part)]
 
 
-def slice_weight(images: int, batch_size: int) -> float:
-    """Factor for the mean over this process's `images` of a batch: the mean over processes is then the batch's.
-
-    1 in a single process.
-    """
-    return size() * images / batch_size if size() > 1 else 1.0
-
-
 def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` where a batch has no two images for each process."""
     least = 2 * size()
@@ -195,11 +179,6 @@ def wrap(module: nn.Module) -> nn.Module:
         return module
     own = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
     return DistributedDataParallel(module, device_ids=own, gradient_as_bucket_view=True)
-
-
-def without_exchange(module: nn.Module, so: bool) -> contextlib.AbstractContextManager:
-    """Context in which gradients pile up in each process, if `so`; the first backward pass outside averages them."""
-    return module.no_sync() if so and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def _joined() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,20 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
 def count_right(probabilities: Tensor, labels: Tensor) -> int:
     """How many rows of `[N, classes]` have their largest entry at the label."""
     return int((probabilities.argmax(-1) == labels.cpu()).sum())
+
+
+def report(views: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """What a summary says of test images with the probabilities `[V, N, classes]`; prints the accuracies (percent)."""
+    plain, tta = accuracy(views[0], labels), accuracy(views.mean(0), labels) if len(views) > 1 else None
+    print(f"test accuracy {plain:.2f} %" + (f", {tta:.2f} % with TTA over {len(views)} views" if tta else ""))
+    confusion = confusion_matrix(views[0], labels)
+    per_class = {name: 100 * confusion[k, k] / max(1, confusion[k].sum()) for k, name in enumerate(classes)}
+    return {
+        "test_accuracy": plain,
+        "test_accuracy_tta": tta,
+        "per_class_accuracy": per_class,
+        "expected_calibration_error": calibration(views[0], labels)[0],
+    }
 
 
 def confusion_matrix(probabilities: Tensor, labels: Tensor) -> np.ndarray:

@@ -12,6 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+
+def launch_notebook(notebook: Path, settings: Mapping[str, Any], out: Path, search: Path) -> None:
+    """Run q1 as last saved, with these settings, in a process for each GPU; its script is left in `out`."""
+    print(f"running {notebook} as last saved, in a process for each GPU")
+    settings = {name: value for name, value in settings.items() if name not in ("given", "all_gpus")}
+    script = export_script(notebook, settings, out / "train_on_all_gpus.py")
+    launch(script, max(1, torch.cuda.device_count()), search=search)
+
 
 def export_script(notebook: Path | str, parameters: Mapping[str, Any], script: Path | str) -> Path:
     """Write a notebook's code cells as a Python script, `parameters` (literals) set after the cell tagged so. What only

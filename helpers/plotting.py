@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -76,6 +76,15 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: s
         axis.imshow(image)
         axis.set_title(text, fontsize=8, pad=3)
     figure.suptitle(title)
+    return figure
+
+
+def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
+    """Learning rate over a run that has time for all its epochs; `rate` maps progress, 0 to 1, to it."""
+    figure, axis = new_figure(8, 2.6)
+    progress = np.linspace(0, 1, 400)
+    axis.plot(epochs * progress, [rate(p) for p in progress])
+    axis.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     return figure
 
 
