@@ -1,0 +1,393 @@
+"""What a GPU is to tell about q1, in parts that each fit a short lease; on a CPU the same in a size for trying it out.
+
+    python tests/bench/gpu.py --part engine --data DATA [--out DIR]
+    python tests/bench/gpu.py --part recipe --minutes 5 --data DATA [--epochs 12] [--only NAME ...]
+    python tests/bench/gpu.py --part train --minutes 8 --data DATA [--set embed_dim=384 epochs=300 ...]
+
+engine: images per second of a training step run eagerly, compiled, and as one CUDA graph, for several models and
+    batches, and how far a graphed step is from an eager one.
+recipe, rates, choices: one thing changed at a time, each trained by q1.ipynb's own code on equally many images, with
+    the gradient's norm and the size of the residual stream logged on the way; stops before --minutes are over, and goes
+    on from what DIR/<part>.csv already has.
+train: one run with q1's outputs, resumed from DIR/last.pth where there is one.
+
+DATA: a .tar.xz of class folders (train/airplane/0000.jpg …), or what q1's data_root takes. Needs torch, torchvision,
+timm, numpy, pillow and matplotlib only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import nbload
+from helpers import checkpoint as ckpt
+from helpers import config, engine, environment, evaluate
+from helpers.clock import Clock
+from helpers.data import hold_out, load_images
+from helpers.device import Compute, pick_compute
+from helpers.image_set import CLASSES, ImageSet, tensors
+
+BEGAN = time.perf_counter()
+VIT = {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 4, "patch_stride": None}
+WIDE = {"embed_dim": 384, "num_heads": 6}
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "compile": False}  # where there is no GPU
+
+# name: (settings that differ, what of the notebook is replaced); the first is what the others are held against.
+PLAIN = {"init_weights": "plain_init"}
+TIMM = {"ViT": "timm_vit", "BETAS": (0.9, 0.999)}
+RECIPE = {
+    "base: batch 128, lr 1e-3, mimetic, beta2 0.99": ({}, {}),
+    "384 wide, batch 512, as first measured": (WIDE | {"batch_size": 512}, {}),
+    "384 wide, batch 512, plain init, beta2 0.999": (WIDE | {"batch_size": 512}, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "plain init": ({}, PLAIN),
+    "plain init, beta2 0.999": ({}, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "timm's ViT and init, beta2 0.999": ({}, TIMM),
+    "batch 512": ({"batch_size": 512}, {}),
+    "lr 3e-4": ({"lr": 3e-4}, {}),
+    "no RandAugment, no erasing": ({"randaug_n": 0, "erase_prob": 0.0}, {}),
+    "no MixUp, no CutMix": ({"mixup": 0.0, "cutmix": 0.0}, {}),
+    "384 wide, batch 128, lr 5e-4": (WIDE | {"lr": 5e-4}, {}),
+}
+RATES = {
+    "batch 128, lr 1e-3": ({}, {}),
+    "batch 128, lr 5e-4": ({"lr": 5e-4}, {}),
+    "batch 128, lr 2e-3": ({"lr": 2e-3}, {}),
+    "batch 64, lr 7e-4": ({"batch_size": 64, "lr": 7e-4}, {}),
+    "batch 256, lr 1.4e-3": ({"batch_size": 256, "lr": 1.4e-3}, {}),
+}
+CHOICES = {
+    "base": ({}, {}),
+    "mean pooling": ({"pool": "mean"}, {}),
+    "mixed to the end": ({"mix_off_epochs": 0}, {}),
+    "EMA 0.9998": ({"ema_decay": 0.9998}, {}),
+    "no DropPath": ({"drop_path": 0.0}, {}),
+    "weight decay 0.1": ({"weight_decay": 0.1}, {}),
+}
+COMPARISONS = {"recipe": RECIPE, "rates": RATES, "choices": CHOICES}
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+def _decode(files: list[bytes]) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1) for file in files])
+
+
+def read_archive(path: Path, limit: int | None = None) -> ImageSet:
+    """Images of a .tar.xz of class folders, decoded by all cores; at most `limit` of a class and split."""
+    rows: dict[str, list[tuple[int, bytes]]] = {"train": [], "test": []}
+    with tarfile.open(path, "r|xz") as tar:
+        for member in tar:
+            if member.isfile():
+                split, name, file = member.name.split("/")[-3:]
+                if limit is None or int(file.split(".")[0]) < limit:
+                    rows[split].append((CLASSES.index(name), tar.extractfile(member).read()))
+    arrays = []
+    with multiprocessing.get_context("fork").Pool(min(16, os.cpu_count() or 1)) as pool:
+        for part in rows.values():
+            files = [file for _, file in part]
+            chunks = pool.map(_decode, [files[i : i + 500] for i in range(0, len(files), 500)])
+            arrays.append((np.concatenate(chunks), np.array([label for label, _ in part])))
+    (x, y), (test_x, test_y) = arrays
+    as_tensors = [torch.from_numpy(array) for array in (x, y, test_x, test_y)]
+    return ImageSet(*as_tensors, classes=CLASSES, name="CIFAR-10", source=f"{path.name} (JPEG copy)")
+
+
+def read_images(path: str | None, limit: int | None) -> ImageSet:
+    if path is None:
+        from helpers.synthetic import SHAPES, make_shapes
+
+        x, y = make_shapes(limit or 2000, seed=0)
+        return ImageSet(*tensors(x, y), *tensors(x[:200], y[:200]), tuple(SHAPES), "ten shapes (synthetic)", "drawn")
+    return read_archive(Path(path), limit) if path.endswith(".tar.xz") else load_images(path, download=False)
+
+
+# ------------------------------------------------------------------------------------------ replaced in the notebook
+
+
+@torch.no_grad()
+def plain_init(model: nn.Module) -> None:
+    """timm's weights of a ViT: truncated normals of deviation 0.02, positions included."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(model.cls_token, std=1e-6)
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+
+
+def timm_vit(cfg: SimpleNamespace, num_classes: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=cfg.img_size, patch_size=cfg.patch_size, embed_dim=cfg.embed_dim, depth=cfg.depth,
+        num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_ratio, num_classes=num_classes, drop_path_rate=cfg.drop_path,
+    )  # fmt: skip
+
+
+def notebook(replaced: dict[str, Any]) -> ModuleType:
+    q1 = nbload.load("q1.ipynb")
+    for name, value in replaced.items():
+        setattr(q1, name, globals()[value] if isinstance(value, str) else value)
+    return q1
+
+
+def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: Compute) -> Any:
+    cfg = config.make_config(q1.RECIPE, q1.PRESETS, "t4", {"seed": 0, "max_minutes": 0} | settings, 0)
+    config.fit_to_images(cfg, found)
+    train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)
+    pixels = train.images[:20000].float() / 255
+    scale = pixels.mean((0, 2, 3)).view(3, 1, 1), pixels.std((0, 2, 3)).view(3, 1, 1)
+    return q1.new_run(cfg, compute, train, val, scale, found.classes)
+
+
+# ------------------------------------------------------------------------------------------ one thing at a time
+
+
+@torch.no_grad()
+def stream(model: nn.Module, x: torch.Tensor) -> list[tuple[float, float]]:
+    """(root mean square, that of the largest channel) of the residual stream before and after each block."""
+    sizes: list[tuple[float, float]] = []
+
+    def note(x: torch.Tensor) -> None:
+        square = x.float().pow(2).mean((0, 1))  # (D,)
+        sizes.append((round(square.mean().sqrt().item(), 3), round(square.max().sqrt().item(), 3)))
+
+    hooks = [block.register_forward_hook(lambda _, __, output: note(output)) for block in model.blocks]
+    hooks.append(model.blocks[0].register_forward_pre_hook(lambda _, inputs: note(inputs[0])))
+    model.eval()
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return sizes
+
+
+def compare(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
+    """A row for each variant in <part>.csv; in <part>.jsonl what was logged on the way."""
+    table, longest = args.out / f"{args.part}.csv", 0.0
+    rows = list(csv.DictReader(table.open())) if table.is_file() else []
+    for name, (changed, replaced) in COMPARISONS[args.part].items():
+        if name in {row["variant"] for row in rows} or (args.only and name not in args.only):
+            continue
+        left = 60 * args.minutes - (time.perf_counter() - BEGAN)
+        if left < 1.2 * longest:
+            print(f"no time left for {name}", flush=True)
+            continue
+        began, q1 = time.perf_counter(), notebook(replaced)
+        shape = VIT | changed | (SMALL if args.small else {})
+        short = {"epochs": args.epochs, "warmup_epochs": args.epochs / 12, "mix_off_epochs": args.epochs / 15}
+        run = new_run(q1, short | shape | args.set, found, compute)
+        row = follow(q1, run, args, name)
+        row = {"variant": name, **row, "whole_seconds": round(time.perf_counter() - began, 1)}
+        longest = max(longest, time.perf_counter() - began)
+        rows.append({key: str(value) for key, value in row.items()})
+        ckpt.write_csv(rows, table)
+        print(json.dumps(row), flush=True)
+
+
+def follow(q1: ModuleType, run: Any, args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Train `run` to its end by the notebook's epochs; every 100 steps log gradient norm and stream."""
+    run.clock = Clock(round(run.cfg.epochs * run.steps_per_epoch))
+    probe = copy.deepcopy(run.ema)  # never compiled
+    example = torch.arange(run.cfg.batch_size)[None]
+    step = engine.prepare(run, q1.train_step, lambda: next(q1.batches(run, example)))
+    run.clock.start(lambda images: None, 0)
+    seen = q1.normalise(run.val.images[:64], run.cfg, run.scale)
+
+    def logged(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        result = step(images, targets)
+        if run.step % 100 == 0:
+            probe.load_state_dict(run.model.state_dict())
+            loss, norm = result.tolist()
+            line = {"variant": name, "step": run.step, "loss": round(loss, 4), "norm": round(norm, 4)}
+            with (args.out / f"{args.part}.jsonl").open("a") as file:
+                file.write(json.dumps(line | {"stream": stream(probe, seen)}) + "\n")
+        return result
+
+    while run.progress < 1:
+        row = q1.train_epoch(run, logged)
+        epoch = round(run.step / run.steps_per_epoch)
+        if epoch % 4 == 0 or run.progress >= 1:
+            row |= q1.validate(run, run.val)
+            shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+            print(f"  {name}, epoch {epoch}: {shown}", flush=True)
+    probe.load_state_dict(run.model.state_dict())
+    sizes = stream(probe, seen)
+    return {
+        "val": round(row["val_accuracy"], 2),
+        "ema": round(row["ema_accuracy"], 2),
+        "loss": round(row["loss"], 4),
+        "gradient_norm": round(row["gradient_norm"], 3),
+        "stream": max(size for size, _ in sizes),
+        "largest_channel": max(largest for _, largest in sizes),
+        "skipped": run.skipped,
+        "epochs": run.cfg.epochs,
+        "steps": run.step,
+        "images": run.step * run.cfg.batch_size,
+        "images_per_second": round(run.step * run.cfg.batch_size / run.train_seconds),
+        **about(run),
+    }
+
+
+def about(run: Any) -> dict[str, Any]:
+    return {
+        "seed": run.cfg.seed,
+        "device": run.compute.name,
+        "precision": run.compute.precision,
+        "dataset": run.cfg.images.split(",")[0],
+        "torch": torch.__version__,
+    }
+
+
+# ------------------------------------------------------------------------------------------ speed
+
+
+def clock(compute: Compute, work: Callable[[], object], count: int) -> float:
+    """Seconds of a call."""
+    work()
+    compute.synchronize()
+    began = time.perf_counter()
+    for _ in range(count):
+        work()
+    compute.synchronize()
+    return (time.perf_counter() - began) / count
+
+
+def busy(work: Callable[[], object], count: int = 5) -> float:
+    """Share of the time in which the GPU runs a kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        began = time.perf_counter()
+        for _ in range(count):
+            work()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return min(1.0, kernels / seconds)
+
+
+def speed(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
+    """A row in engine.csv for each model, batch and way to run a step."""
+    cuda, rows = compute.device.type == "cuda", []
+    shapes = [(VIT, b) for b in (128, 64, 256, 512)] + [(VIT | WIDE, b) for b in (128, 512)]
+    shapes += [(VIT | WIDE | {"patch_size": 2}, 128)]
+    for shape, batch in shapes if cuda else [(SMALL, 64)]:
+        if time.perf_counter() - BEGAN > 60 * args.minutes:
+            print("no time left", flush=True)
+            break
+        for compiled in (False, True) if cuda else (False,):
+            q1 = notebook({})
+            run = new_run(q1, shape | {"batch_size": batch, "compile": compiled, "epochs": 10**6}, found, compute)
+            run.clock, count = Clock(10**12), min(4096, len(run.train)) // batch * batch
+            order = torch.randperm(len(run.train))[:count].view(-1, batch)
+            began = time.perf_counter()
+            step = engine.prepare(run, q1.train_step, lambda q1=q1, run=run, order=order: next(q1.batches(run, order)))
+            setup = time.perf_counter() - began
+            images, targets = next(q1.batches(run, order))
+
+            def chunk(q1=q1, run=run, order=order, step=step) -> None:
+                for x, y in q1.batches(run, order):
+                    q1.set_rates(run)
+                    step(x, y)
+
+            ways = {"eager": lambda run=run, q1=q1, x=images, y=targets: q1.train_step(run, x, y)}
+            if cuda:
+                ways["graph"] = lambda step=step, x=images, y=targets: step(x, y)
+            for way, work in ways.items():
+                seconds = clock(compute, work, 20 if cuda else 2)
+                whole = clock(compute, chunk, 2) / len(order) if way != "eager" or not cuda else None
+                row = {
+                    "model": f"{run.cfg.embed_dim}x{run.cfg.depth} p{run.cfg.patch_size}",
+                    "batch": batch,
+                    "way": ("compiled, " if compiled else "") + way,
+                    "setup_seconds": round(setup, 1),
+                    "step_ms": round(1e3 * seconds, 3),
+                    "step_images_per_second": round(batch / seconds),
+                    "tflops": round(6 * flops(run) * batch / seconds / 1e12, 1),
+                    "with_input_images_per_second": round(batch / whole) if whole else "",
+                    "busy": round(busy(work), 3) if cuda else "",
+                    **about(run),
+                }
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+            ckpt.write_csv(rows, args.out / "engine.csv")
+
+
+def flops(run: Any) -> float:
+    """Multiplications of a forward pass of one image: matrices and attention."""
+    cfg, tokens = run.cfg, run.model.pos_embed.shape[1]
+    return cfg.depth * (tokens * (4 + 2 * cfg.mlp_ratio) * cfg.embed_dim**2 + 2 * tokens**2 * cfg.embed_dim)
+
+
+# ------------------------------------------------------------------------------------------ one long run
+
+
+def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
+    """q1's training and test; writes its files into --out."""
+    q1 = notebook({})
+    left = args.minutes - (time.perf_counter() - BEGAN) / 60 - args.reserve
+    run = new_run(q1, {"max_minutes": max(0.05, left)} | (SMALL if args.small else {}) | args.set, found, compute)
+    if (args.out / "last.pth").is_file():
+        ckpt.resume(run, args.out / "last.pth")
+        run.cfg.max_minutes += run.seconds / 60
+    q1.train(run, args.out)
+    best = ckpt.load_best(args.out / ckpt.BEST, found, run)
+    prepare = lambda images: q1.normalise(images, run.cfg, run.scale)  # noqa: E731
+    run.ema.load_state_dict({name: value.to(compute.device) for name, value in best["model"].items()})
+    views = evaluate.predict(run.ema, found.test_images, prepare, compute, shift=1)
+    results = evaluate.report(views, found.test_labels, found.classes)
+    ckpt.write_summary(args.out / "run_summary.json", run.cfg, compute, found, best, results, run.ema, run)
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["engine", "train", *COMPARISONS], required=True)
+    parser.add_argument("--minutes", type=float, default=10, help="from the start of this script")
+    parser.add_argument("--reserve", type=float, default=0.2, help="minutes kept for the test (train)")
+    parser.add_argument("--epochs", type=float, default=12, help="of each variant (recipe, rates, choices)")
+    parser.add_argument("--data", help="default: drawn shapes")
+    parser.add_argument("--limit", type=int, help="images of a class and split")
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of q1, for every variant")
+    parser.add_argument("--amp", default=None, help="fp16, bf16 or fp32; default: by device")
+    parser.add_argument("--small", action="store_true", help="tiny models, to try this script out on a CPU")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "gpu")
+    args = parser.parse_args(given)
+    pairs = (pair.split("=", 1) for pair in args.set)
+    args.set = {name: json.loads(value) if value[0] in "-0123456789tfn" else value for name, value in pairs}
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    compute = pick_compute(args.amp or True, cpu_bf16=True)
+    found = read_images(args.data, args.limit)
+    print(f"[{time.perf_counter() - BEGAN:.1f} s] {found.name}, {found.source}, {compute}", flush=True)
+    print(environment.versions("torch", "timm", "numpy"), flush=True)
+    {"engine": speed, "train": train}.get(args.part, compare)(args, found, compute)
+    print(f"[{time.perf_counter() - BEGAN:.1f} s] done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
