@@ -76,7 +76,7 @@ def random_crop_flip(images: Tensor, padding: int, generator: torch.Generator) -
         raise ValueError(f"padding must be from 0 to {min(H, W) - 1} for {H}x{W} images (reflection), got {padding}")
     offset = torch.randint(-padding, padding + 1, (2, B), generator=generator)
     flip = torch.rand(1, B, generator=generator) < 0.5
-    dy, dx, flip = _send(images.device, torch.cat((offset, flip)))[0]
+    dy, dx, flip = send(images.device, torch.cat((offset, flip)))[0]
 
     # Where each output row and column comes from; crop, reflection and flip are one look-up per pixel.
     y = torch.arange(H, device=images.device)
@@ -155,7 +155,7 @@ def random_erasing(
     done = images if inplace else images.clone()
     if not len(chosen):
         return done
-    chosen, boxes = _send(images.device, chosen, boxes)
+    chosen, boxes = send(images.device, chosen, boxes)
 
     top, left, height, width = boxes[:, :, None]  # each [K, 1]
     y = torch.arange(H, device=images.device)
@@ -242,7 +242,7 @@ def apply_ops(
     """Apply ops (int64 [n, B], as drawn) with params (float64 [n, B]), round after round, to uint8 [B, 3, H, W]."""
     _, _, H, W = images.shape
     matrices = _warp_matrices(ops, params, H, W)
-    (fill,) = _send(images.device, torch.tensor(fill, dtype=torch.uint8).expand(3).reshape(1, 3, 1, 1).contiguous())
+    (fill,) = send(images.device, torch.tensor(fill, dtype=torch.uint8).expand(3).reshape(1, 3, 1, 1).contiguous())
     chunk = chunk or (CPU_CHUNK if images.device.type == "cpu" else len(images))
     parts = (images.split(chunk), *(t.split(chunk, dim=1) for t in (ops, params, matrices)))
     done = [_apply_rounds(*part, fill) for part in zip(*parts, strict=True)]
@@ -257,7 +257,7 @@ def _apply_rounds(images: Tensor, ops: Tensor, params: Tensor, matrices: Tensor,
     moves = torch.stack([order[0], *(b[o] for b, o in zip(back, order[1:], strict=False)), back[-1]])
     params = params.gather(1, order).float()
     matrices = matrices.gather(1, order[..., None, None].expand_as(matrices))
-    moves, params, matrices = _send(images.device, moves, params, matrices)
+    moves, params, matrices = send(images.device, moves, params, matrices)
     for i, row in enumerate(ops):
         images = images.index_select(0, moves[i])  # a copy: the kernels below may write into it
         sizes = dict(zip(OPS, torch.bincount(row, minlength=_NONE + 1).tolist(), strict=False))
@@ -330,7 +330,7 @@ def _warp(images: Tensor, _, __, matrices: Tensor, fill: Tensor) -> Tensor:
     # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs have from torch 2.13
     # only (github.com/pytorch/pytorch/issues/125098).
     middles = 1 - 1 / torch.tensor([W, H], dtype=torch.float32)  # of the outermost pixels
-    (middles,) = _send(images.device, middles[:, None, None])
+    (middles,) = send(images.device, middles[:, None, None])
     places = grid.clamp(-middles, middles).permute(0, 2, 3, 1)
     warped = F.grid_sample(images.float(), places, "bilinear", padding_mode="zeros", align_corners=False)
     # The image's edge is hard, as Pillow has it: no pixel mixes image and fill. A position exactly on the edge
@@ -383,7 +383,7 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-def _send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     """Move small CPU tensors to device without waiting for what is queued there (a pageable copy would wait)."""
     if device.type == "cuda":
         return [t.pin_memory().to(device, non_blocking=True) for t in tensors]

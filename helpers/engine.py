@@ -49,10 +49,10 @@ def prepare(
 
 
 def stop_if_lost(run: Any, results: list[Tensor]) -> None:
-    """Raise `FloatingPointError` where none of the last ten steps' gradients were finite; `run.recent` remembers them
-    from one epoch to the next."""
-    run.recent.extend(results[-10:])
-    if len(run.recent) == 10 and not torch.stack(list(run.recent))[:, 1].isfinite().any():
+    """Raise `FloatingPointError` where none of the last ten steps' gradients were finite; `results` are this epoch's so
+    far, those of the one before are in `run.recent`."""
+    last = (run.recent + results)[-10:]
+    if len(last) == 10 and not torch.stack(last)[:, 1].isfinite().any():
         raise FloatingPointError(
             "ten steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
             "resume=True and amp=False, or start anew with a lower lr"

@@ -70,12 +70,16 @@ RECIPE = {
     "no MixUp, no CutMix": ({"mixup": 0.0, "cutmix": 0.0}, {}),
     "384 wide, batch 128, lr 5e-4": (WIDE | {"lr": 5e-4}, {}),
 }
+LATE = {"warmup_epochs": 3}  # of 10
 RATES = {
-    "batch 128, lr 1e-3": ({}, {}),
-    "batch 128, lr 5e-4": ({"lr": 5e-4}, {}),
-    "batch 128, lr 2e-3": ({"lr": 2e-3}, {}),
-    "batch 64, lr 7e-4": ({"batch_size": 64, "lr": 7e-4}, {}),
-    "batch 256, lr 1.4e-3": ({"batch_size": 256, "lr": 1.4e-3}, {}),
+    "lr 3e-4": ({"lr": 3e-4}, {}),
+    "lr 3e-4, plain init, beta2 0.999": ({"lr": 3e-4}, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "lr 5e-4, longer warm-up, plain init, beta2 0.999": ({"lr": 5e-4} | LATE, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "lr 5e-4, longer warm-up": ({"lr": 5e-4} | LATE, {}),
+    "lr 1e-3, longer warm-up, plain init, beta2 0.999": ({"lr": 1e-3} | LATE, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "lr 1.5e-4": ({"lr": 1.5e-4}, {}),
+    "lr 3e-4, batch 64": ({"lr": 3e-4, "batch_size": 64}, {}),
+    "lr 6e-4, batch 256": ({"lr": 6e-4, "batch_size": 256}, {}),
 }
 CHOICES = {
     "base": ({}, {}),
@@ -360,6 +364,8 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     run.ema.load_state_dict({name: value.to(compute.device) for name, value in best["model"].items()})
     views = evaluate.predict(run.ema, found.test_images, prepare, compute, shift=1)
     results = evaluate.report(views, found.test_labels, found.classes)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in best["model"].items()}
+    ckpt.try_save(best | {"model": half}, args.out / "best_fp16.pth")  # small enough to be taken along
     ckpt.write_summary(args.out / "run_summary.json", run.cfg, compute, found, best, results, run.ema, run)
 
 
