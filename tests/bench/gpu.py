@@ -352,7 +352,7 @@ def flops(run: Any) -> float:
 
 def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     """q1's training and test; writes its files into --out."""
-    q1 = notebook({})
+    q1 = notebook(PLAIN | {"BETAS": (0.9, 0.999)} if args.plain else {})
     left = args.minutes - (time.perf_counter() - BEGAN) / 60 - args.reserve
     run = new_run(q1, {"max_minutes": max(0.05, left)} | (SMALL if args.small else {}) | args.set, found, compute)
     if (args.out / "last.pth").is_file():
@@ -379,6 +379,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images of a class and split")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of q1, for every variant")
+    parser.add_argument("--plain", action="store_true", help="timm's initial weights and AdamW's usual betas (train)")
     parser.add_argument("--amp", default=None, help="fp16, bf16 or fp32; default: by device")
     parser.add_argument("--small", action="store_true", help="tiny models, to try this script out on a CPU")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "gpu")
