@@ -122,6 +122,7 @@ def seed_everything(seed: int) -> None:
 
 
 BEST = "best_vit_cifar10.pth"
+SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
 
 # What a resumed run goes on from; the rest of it follows from its settings.
 SAVED = (
@@ -176,11 +177,13 @@ def resume(run: Any, path: Path) -> None:
         check_resumable(run.cfg, content["config"], path)
     if content := distributed.broadcast(content):
         unpack(run, content)
+        run.saved = run.seconds
         print(f"resumed after {run.step} steps")
 
 
 def save_last(run: Any, path: Path) -> None:
     """Write everything that a resumed run goes on from; of several processes the first one does."""
+    run.saved = run.clock.seconds()
     if distributed.is_main():
         try_save(pack(run), path)
 
@@ -219,7 +222,8 @@ def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
     row = {"epoch": round(run.step / run.steps_per_epoch, 3), "step": run.step, **row, "seconds": run.seconds}
     run.history.append(row)
     mark = save_best(run, row, out / BEST)
-    save_last(run, out / "last.pth")
+    if distributed.broadcast(run.seconds - run.saved >= SAVE_SECONDS or run.progress >= 1):
+        save_last(run, out / "last.pth")
     if distributed.is_main():
         write_csv(run.history, out / "history.csv")
     print(log_line(row, run.clock.minutes_left(run.progress)) + mark)

@@ -1,4 +1,4 @@
-"""tests/bench_peers.py with the tiniest settings: the tables, that contenders do the same work, and what is said of
+"""tests/bench/bench_peers.py with the tiniest settings: the tables, that contenders do the same work, and what is said of
 the numbers; never how fast anything is."""
 
 import csv
@@ -60,7 +60,6 @@ def test_q1_epoch(tmp_path):
     rows, text = run(tmp_path, "q1-epoch", "--repeats", "2", *sizes)
     check_rates(rows, "images/s", 3, n="2")
     assert len(rows) == 6 and [len({r["setting"] for r in rows[i : i + 3]}) for i in (0, 3)] == [1, 1]
-    assert text.count(": ours is ") == 4
 
 
 def test_q1_accuracy(tmp_path, images):
@@ -117,37 +116,6 @@ def made_up(ours, peer, n=3):
 
 
 UNSURE = "(the ranges of the 3 runs overlap)"
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        (made_up((150, 140, 160), (100, 90, 110)), "s: ours is faster than loop by 50 %."),
-        (made_up((88, 86, 89), (100, 99, 101)), "s: ours is slower than loop by 12 %."),
-        (made_up((99, 80, 101), (100, 99, 101)), f"s: ours is slower than loop by 1 % {UNSURE}."),
-        (made_up((2, 2, 2), (1, 1, 1), n=1), "s: ours is faster than loop by 100 % (one run each)."),
-        (made_up((100, 99, 101), (100, 99, 101)), f"s: ours is even with loop {UNSURE}."),
-    ],
-)
-def test_what_is_said_of_speed_follows_from_the_numbers(rows, said):
-    assert bench_peers.verdicts(rows, "median x/s", "is faster than", "is slower than") == [said]
-
-
-@pytest.mark.parametrize(
-    ("ours", "said"), [((60, 62), "more accurate than loop by 1"), ((58, 59), "less accurate than loop by 1.5")]
-)
-def test_several_seeds_count_by_their_median(ours, said):
-    rows = [{"contender": "ours", "setting": "s", "accuracy": a} for a in ours]
-    rows += [{"contender": "loop", "setting": "s", "accuracy": a} for a in (59.5, 60.5)]
-    words = ("is more accurate than", "is less accurate than", "points")
-    (sentence,) = bench_peers.verdicts(rows, "accuracy", *words)
-    assert sentence.startswith(f"s: ours is {said} points") and ("overlap" in sentence) == (ours[0] == 60)
-
-
-def test_each_setting_is_compared_within_itself():
-    rows = made_up((2, 2, 2), (1, 1, 1)) + [row | {"setting": "t"} for row in made_up((1, 1, 1), (2, 2, 2))]
-    said = bench_peers.verdicts(rows, "median x/s", "is faster than", "is slower than")
-    assert said == ["s: ours is faster than loop by 100 %.", "t: ours is slower than loop by 50 %."]
 
 
 def test_sizes_are_read_and_mistakes_named():

@@ -1,4 +1,4 @@
-"""tests/bench_q1.py with the tiniest settings: what it runs and what its tables hold; never how fast anything is."""
+"""tests/bench/bench_q1.py with the tiniest settings: what it runs and what its tables hold; never how fast anything is."""
 
 import csv
 
@@ -21,7 +21,7 @@ def test_the_tables_name_their_command_and_machine(tmp_path):
     stem = tmp_path / "a folder" / "bench_q1_augmentation"
     text = stem.with_suffix(".md").read_text()
     first, *others = text.split("\n| ")[0].splitlines()
-    assert first == f"`python tests/bench_q1.py {' '.join(given[:-1])} '{given[-1]}'`"
+    assert first == f"`python tests/bench/bench_q1.py {' '.join(given[:-1])} '{given[-1]}'`"
     assert " cores, " in others[1] and "torch " in others[3]
     with stem.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

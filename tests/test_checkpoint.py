@@ -5,15 +5,15 @@ import os
 import pickle
 import random
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import budget
 from helpers import checkpoint as ckpt
+from test_recipe import make_run
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -105,24 +105,65 @@ def test_random_state_continues_through_a_file(tmp_path):
     assert [draw() for _ in range(3)] == expected
 
 
-@dataclass
-class State:
-    model: torch.nn.Module
-    plan: budget.Plan
-    counts: torch.Tensor
-    twin: torch.nn.Module = field(metadata={"saved": False})
-    step: int = 0
-    history: list = field(default_factory=list)
+def test_pack_and_unpack_are_inverse(q1, tmp_path):
+    run, other = make_run(q1), make_run(q1, lr=1e-3)
+    x, y = next(q1.batches(run, torch.arange(16)[None]))
+    for _ in range(2):
+        q1.train_step(run, x, y)
+    run.step, run.history, run.best_accuracy = 2, [{"loss": 1.0}], 55.0
+    ckpt.save_checkpoint(ckpt.pack(run), tmp_path / "run.pth")
+    ckpt.unpack(other, ckpt.load_checkpoint(tmp_path / "run.pth"))
+    assert (other.step, other.history, other.best_accuracy) == (2, [{"loss": 1.0}], 55.0)
+    for a, b in ((run, other), (run, other)):  # the same, and so after another step
+        assert all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
+        assert all(torch.equal(v, b.ema.state_dict()[k]) for k, v in a.ema.state_dict().items())
+        q1.train_step(a, x, y), q1.train_step(b, x, y)
 
 
-def test_pack_and_unpack_are_inverse(tmp_path):
-    state = State(
-        torch.nn.Linear(2, 3), budget.Plan(1, 2, 3, 4), torch.tensor([1, 2]), torch.nn.Linear(1, 1), 5, [{"loss": 1.0}]
+def test_resuming_says_what_it_does(q1, tmp_path, capsys):
+    run = make_run(q1)
+    ckpt.resume(run, tmp_path / "last.pth")
+    assert "there is no" in capsys.readouterr().out
+    run.step = 7
+    ckpt.save_last(run, tmp_path / "last.pth")
+    other = make_run(q1, precision="fp16")  # on another kind of device
+    ckpt.resume(other, tmp_path / "last.pth")
+    assert other.step == 7 and other.scaler.get_scale() == 2.0**16
+    assert "resumed after 7 steps" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"last\.pth is of a run with depth=2 \(now 3\)"):
+        ckpt.resume(make_run(q1, depth=3), tmp_path / "last.pth")
+
+
+def images(classes, source="data", held_out=False):
+    return SimpleNamespace(
+        classes=classes, source=source, held_out=held_out, train_images=torch.zeros(3, dtype=torch.uint8)
     )
-    ckpt.save_checkpoint(ckpt.pack(state), tmp_path / "state.pth")
-    twin = torch.nn.Linear(1, 1)
-    other = State(torch.nn.Linear(2, 3), budget.Plan(0, 0, 0, 0), torch.zeros(2, dtype=torch.long), twin)
-    ckpt.unpack(other, ckpt.load_checkpoint(tmp_path / "state.pth"))
-    assert torch.equal(other.model.weight, state.model.weight)
-    assert (other.plan, other.step, other.history, other.counts.tolist()) == (state.plan, 5, [{"loss": 1.0}], [1, 2])
-    assert other.twin is twin
+
+
+def test_weights_to_be_tested_are_of_these_classes_and_of_this_run(tmp_path, capsys):
+    content = dict.fromkeys(("model", "mean", "std", "weights", "epoch"), 0) | {"classes": ["cat", "dog"], "config": {}}
+    ckpt.save_checkpoint(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
+        ckpt.load_best(tmp_path / "other.pth", images(["car"]), None)
+    with pytest.raises(RuntimeError, match="this run has saved no weights yet"):
+        ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), SimpleNamespace(best_accuracy=-1.0))
+    assert ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), None)["classes"] == ["cat", "dog"]
+    assert not capsys.readouterr().out
+    ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"], held_out=True), None)
+    assert "warning: these test images" in capsys.readouterr().out
+
+
+def test_last_pth_is_written_twice_a_minute_and_at_the_end(q1, tmp_path, monkeypatch):
+    run, written = make_run(q1, n=160, epochs=6), []
+    monkeypatch.setattr(
+        ckpt, "save_last", lambda run, path: (setattr(run, "saved", run.seconds), written.append(run.step))
+    )
+    seconds = [0.0]
+    monkeypatch.setattr(q1.Clock, "seconds", lambda clock: seconds.__setitem__(0, seconds[0] + 1e-3) or seconds[0])
+    monkeypatch.setattr(
+        q1,
+        "train_epoch",
+        lambda run, step, epoch=q1.train_epoch: (seconds.__setitem__(0, seconds[0] + 12), epoch(run, step))[1],
+    )
+    q1.train(run, tmp_path)
+    assert written == [10, 40, 60]  # after 12, 48 and 72 seconds

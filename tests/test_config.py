@@ -4,9 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-import nbload
-from helpers.config import check_config, check_resumable, make_config
+from helpers.config import check_config, check_resumable, collect, fit_to_images, make_config, start
 
 RECIPE = {"lr": (1, 2, 3), "pool": ("cls", "mean", "cls")}
 PRESETS = ("quick", "t4", "best")
@@ -14,6 +14,8 @@ PRESETS = ("quick", "t4", "best")
 
 def test_what_is_given_overrides_the_preset():
     cfg = make_config(RECIPE, PRESETS, "t4", {"lr": 5, "pool": None, "data_root": None, "seed": 0}, 0)
+    assert cfg.given == ["lr", "seed"]
+    del cfg.given
     assert vars(cfg) == {"preset": "t4", "lr": 5, "pool": "mean", "data_root": None, "seed": 0}
 
 
@@ -68,22 +70,51 @@ def test_paths_become_text(q1):
     assert (cfg.data_root, cfg.out_dir) == ("./data", str(Path.home() / "runs"))
 
 
-def configured(q1, edits):
-    """`cfg` after the notebook's configuring cell, with lines of a user's in the place meant for them."""
-    (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "# cfg.data_root" in cell["source"]]
-    parameters = dict.fromkeys(q1.RECIPE) | {"preset": "quick", "download": False, "seed": 0, "resume": False}
-    world = vars(q1) | {"data_root": None, "out_dir": None, "checkpoint": None} | parameters
-    exec(cell[: cell.index("tokens =")].replace("# cfg.data_root", f"{edits}\n# cfg.data_root"), world)
-    return world["cfg"]
+def configured(q1, edits=(), **given):
+    """`cfg` as the notebook's cells make it: `given` set among its parameters, then `edits` on its attributes."""
+    names = {"RECIPE": q1.RECIPE, "data_root": None, "preset": "quick", "download": False, "seed": 0} | given
+    cfg = collect(names, q1.RECIPE)
+    for name, value in dict(edits).items():
+        setattr(cfg, name, value)
+    return start(cfg, q1.RECIPE, q1.PRESETS)[0]
 
 
 def test_settings_edited_as_attributes(q1, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    cfg = configured(q1, 'cfg.preset = "best"; cfg.lr = 0.5; cfg.data_root = "./data"; cfg.checkpoint = "a.pth"')
+    cfg = configured(q1, {"preset": "best", "lr": 0.5, "data_root": "./data", "checkpoint": "a.pth"})
     assert (cfg.preset, cfg.lr, cfg.data_root, cfg.embed_dim) == ("best", 0.5, "./data", 384)
     assert cfg.out_dir == "outputs/evaluation"  # not over the files of the training run
     with pytest.raises(ValueError, match="'epoch' is no setting: did you mean 'epochs'"):
-        configured(q1, "cfg.epoch = 3")
+        configured(q1, {"epoch": 3})
+
+
+def test_settings_of_the_table_can_be_given_without_standing_in_the_parameters_cell(q1, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = configured(q1, mixup=0.3, cfg=None, train_set="of an earlier run of the cells")
+    assert cfg.mixup == 0.3 and "mixup" in cfg.given
+    with pytest.raises(ValueError, match="'epoch' is no setting: did you mean 'epochs'"):
+        configured(q1, epoch=3)
+    configured(q1, _mine=3)
+
+
+def images(name="CIFAR-10", count=100):
+    return SimpleNamespace(
+        name=name,
+        train_labels=torch.arange(count) % 10,
+        classes="abcdefghij",
+        train_images=torch.zeros(count, dtype=torch.uint8),
+    )
+
+
+def test_settings_are_fitted_to_the_images(q1, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    cfg = configured(q1)
+    fit_to_images(cfg, images())
+    assert (cfg.val_size, cfg.batch_size, cfg.max_minutes) == (20, 64, 8) and "80 + 20 of 10 classes" in cfg.images
+    for given, minutes in (({}, 2), ({"max_minutes": 8}, 8), ({"max_minutes": 0.5}, 0.5)):
+        cfg = configured(q1, batch_size=512, **given)
+        fit_to_images(cfg, images("ten shapes (synthetic)"))
+        assert (cfg.batch_size, cfg.max_minutes) == (80, minutes)
 
 
 def test_a_run_is_resumed_with_its_own_settings_only():

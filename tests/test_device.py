@@ -77,33 +77,13 @@ def test_an_unknown_amp_is_refused(amp):
         device.pick_compute(amp, "cpu")
 
 
-@pytest.mark.parametrize(("bf16_seconds", "precision"), [(0.5, "bf16"), (0.95, "fp32"), (2.0, "fp32")])
-def test_bf16_on_a_cpu_only_where_it_is_clearly_faster(monkeypatch, bf16_seconds, precision):
-    now, autocast = [0.0], device.Compute.autocast
-
-    def clocked(compute):
-        now[0] += bf16_seconds if compute.precision == "bf16" else 1.0
-        return autocast(compute)
-
-    monkeypatch.setattr(device.Compute, "autocast", clocked)
-    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
-    assert device.pick_compute(True, "cpu", workload=(2, 5, 8)).precision == precision
-    assert device.pick_compute(False, "cpu", workload=(2, 5, 8)).precision == "fp32"
-
-
-def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
-    model, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
-
-    def broken(module, **_):
-        def forward(_):
-            raise RuntimeError("no compiler\nfound")
-
-        return forward
-
-    monkeypatch.setattr(torch, "compile", broken)
-    cpu = device.pick_compute(False, "cpu")
-    assert device.compile_if_possible(model, x, cpu) is model
-    assert "going on without: no compiler" in capsys.readouterr().out
-    monkeypatch.setattr(torch, "compile", lambda module, **_: torch.nn.Sequential(module))
-    compiled = device.compile_if_possible(model, x, cpu)
-    assert compiled is not model and torch.equal(compiled(x), model(x)) and model.weight.grad is None
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("fma avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16"), ("fma avx512f", "fp32")]
+)
+def test_bf16_on_a_cpu_only_where_it_multiplies_it(monkeypatch, flags, precision):
+    monkeypatch.setattr(device, "_cpuinfo", lambda: f"model name\t: Abacus\nflags\t\t: fpu {flags} sse\n")
+    assert device.pick_compute(True, "cpu", cpu_bf16=True).precision == precision
+    assert device.pick_compute(True, "cpu").precision == "fp32"
+    assert device.pick_compute(False, "cpu", cpu_bf16=True).precision == "fp32"
+    monkeypatch.setattr(device, "_cpuinfo", lambda: "")
+    assert device.pick_compute(True, "cpu", cpu_bf16=True).precision == "fp32"

@@ -63,7 +63,7 @@ def test_overlapping_patches_see_their_neighbours(q1):
 
 def test_drop_path_grows_with_depth_and_rests_in_eval(q1):
     model = q1.ViT(config(depth=5, drop_path=0.2), 10)
-    assert [round(block.drop_path.drop_prob, 3) for block in model.blocks] == [0, 0.05, 0.1, 0.15, 0.2]
+    assert [round(1 - block.drop_path.keep.item(), 3) for block in model.blocks] == [0, 0.05, 0.1, 0.15, 0.2]
     x = torch.randn(8, 3, 32, 32)
     assert not torch.equal(model.train()(x), model(x))
     assert torch.equal(model.eval()(x), model(x))

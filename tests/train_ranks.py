@@ -14,28 +14,25 @@ import torch
 import nbload
 
 sys.path.insert(0, str(nbload.ROOT))
-from helpers import budget, distributed
 from helpers import checkpoint as ckpt
+from helpers import distributed, engine
 from helpers.data import Split
-from test_recipe import Greedy, Poisoned, make_state, make_task
+from test_recipe import Greedy, Poisoned, make_run
 
 BATCH, STEPS = 18, 10  # 9 pairs of images: two processes get 8 and 10 images; steps of an epoch
-CLASSES = tuple("abcdefghij")
 AUGMENTED = {"randaug_n": 1, "erase_prob": 0.1, "mixup": 0.2, "cutmix": 0.2, "drop_path": 0.05, "label_smoothing": 0.1}
 
 
 def new_run(q1, epochs, n=BATCH * STEPS, **changes):
-    """Task and state, the same in every process; each class is a pattern of its own, and noise."""
-    ckpt.seed_everything(0)
-    settings = {"seed": 0, "epochs": epochs, "batch_size": BATCH, "lr": 2e-3} | changes
-    task = make_task(q1, n, **settings)
+    """A run, the same in every process; each class is a pattern of its own, and noise."""
+    ckpt.SAVE_SECONDS = 0
+    run = make_run(q1, n, **{"seed": 0, "epochs": epochs, "batch_size": BATCH, "lr": 2e-3} | changes)
+    torch.manual_seed(1)
     patterns = torch.rand(10, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     labels = torch.arange(n + 101) % 10
     images = (255 * (0.5 * patterns[labels] + 0.5 * torch.rand(len(labels), 3, 32, 32))).byte()
-    task.train, task.val = Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
-    state = make_state(q1, task)
-    state.plan = budget.make_plan(epochs, 1, 0, n // BATCH)
-    return task, state
+    run.train, run.val = Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
+    return run
 
 
 def plain(q1, out, half=None):
@@ -43,24 +40,31 @@ def plain(q1, out, half=None):
 
     OUT/half.pth is last.pth as it was after the third epoch.
     """
-    augment, step, losses, slices = q1.augment, q1.train_step, [], []
+    augment, train_step, losses, slices = q1.augment, q1.train_step, [], []
 
-    def recorded(state, images, targets, task):
-        if len(losses) == 3 * STEPS and distributed.is_main():
-            shutil.copy(out / "last.pth", out / "half.pth")
+    def recorded(run, images, targets):
+        result = train_step(run, images, targets)
         slices.append(images.double().mean((1, 2, 3)))  # tells images apart
-        losses.append(step(state, images, targets, task))
-        return losses[-1]
+        losses.append(distributed.sum_over_ranks(result[0]) / distributed.size())
+        return result
 
-    task, state = new_run(q1, epochs=5)
-    before = q1.validate(state, task)
+    run = new_run(q1, epochs=5)
+    before = q1.validate(run, run.val)
     if half:
-        ckpt.unpack(state, ckpt.load_checkpoint(half))
-    q1.augment, q1.train_step = lambda images, task: task.normalise(images), recorded
-    q1.train(state, task, budget.Pace(0.01), out, CLASSES)
-    q1.augment, q1.train_step = augment, step
-    weights = [state.model.state_dict(), state.ema.module.state_dict()]
-    return {"losses": torch.stack(losses), "slices": slices, "weights": weights, "before": before}
+        ckpt.resume(run, half)
+    save = ckpt.save_last
+
+    def saved(run, path):
+        save(run, path)
+        if run.step == 3 * STEPS and distributed.is_main():
+            shutil.copy(path, out / "half.pth")
+
+    q1.augment, q1.train_step, ckpt.save_last = q1.normalise, recorded, saved
+    q1.train(run, out)
+    q1.augment, q1.train_step, ckpt.save_last = augment, train_step, save
+    weights = [run.model.state_dict(), run.ema.state_dict()]
+    steps = 2 * STEPS if half else 5 * STEPS  # without the rehearsal
+    return {"losses": torch.stack(losses[-steps:]), "slices": slices[-steps:], "weights": weights, "before": before}
 
 
 def continued(q1, out):
@@ -71,36 +75,36 @@ def continued(q1, out):
 
 def augmented(q1, out):
     """A run with everything on; by its own clock the first process has time for 200 steps, the second for 250."""
-    task, state = new_run(q1, epochs=30, max_minutes=1, mix_off_epochs=10, **AUGMENTED)
-    pace = budget.Pace(0.01)
-    pace.affordable = lambda *_: 200 + 50 * distributed.rank() - state.step
-    q1.train(state, task, pace, out, CLASSES)
-    return {"history": state.history, "plan": state.plan.total, "best": state.best_accuracy}
+    run = new_run(q1, epochs=30, max_minutes=1, mix_off_epochs=10, **AUGMENTED)
+    seconds = q1.Clock.seconds
+    q1.Clock.seconds = lambda clock: run.step * 60 / (200 + 50 * distributed.rank())
+    q1.train(run, out)
+    q1.Clock.seconds = seconds
+    return {"history": run.history, "steps": run.step, "best": run.best_accuracy}
 
 
 def run_short_of_memory(q1, out):
     """The last process has room for 3 images; all go on in parts, and the step is that of the whole batch."""
-    task, state = new_run(q1, epochs=1)
-    limit = 3 if distributed.rank() == distributed.size() - 1 else 1000
-    state.forward = distributed.wrap(Greedy(state.model, limit))
-    part = distributed.shard(BATCH)
-    x, y = task.normalise(task.train.images[part]), torch.eye(10)[task.train.labels[part]]
-    losses = [q1.train_step(state, x, y, task) for _ in range(2)]
-    return {"losses": torch.stack(losses), "weights": state.model.state_dict(), "micro_batch": state.micro_batch}
+    run = new_run(q1, epochs=1)
+    run.forward = Greedy(run.model, 3 if distributed.rank() == distributed.size() - 1 else 1000)
+    part, scale = distributed.shard(BATCH), run.scale
+    x, y = q1.normalise(run.train.images[part], run.cfg, scale), torch.eye(10)[run.train.labels[part]]
+    step = engine.prepare(run, q1.train_step, lambda: (x, y))
+    losses = [distributed.sum_over_ranks(step(x, y)[0]) / distributed.size() for _ in range(2)]
+    return {"losses": torch.stack(losses), "weights": run.model.state_dict(), "parts": run.parts}
 
 
 def not_finite(q1, out):
     """The last process meets an infinite loss, later nothing else: all skip the same steps and give up together."""
-    task, state = new_run(q1, epochs=2)
+    run = new_run(q1, epochs=2)
     last = distributed.rank() == distributed.size() - 1
-    state.rehearsed = state.micro_batch  # so that a call is a step
-    state.forward = distributed.wrap(Poisoned(state.model, {1, *range(5, 20)} if last else (), math.inf))
+    run.chunk, run.forward = 1, Poisoned(run.model, {2, *range(6, 21)} if last else (), math.inf)
     try:
-        q1.train(state, task, budget.Pace(0.01), out, CLASSES)
+        q1.train(run, out)
         error = None
     except FloatingPointError as caught:
         error = str(caught)
-    return {"error": error, "step": state.step, "bad": state.bad_losses, "weights": state.model.state_dict()}
+    return {"error": error, "step": run.step, "skipped": run.skipped, "weights": run.model.state_dict()}
 
 
 def everything(q1, out):
@@ -113,12 +117,12 @@ def everything(q1, out):
 
 def long(q1, out, epochs):
     """A run from OUT/last.pth on, where there is one; returns the step at which it began."""
-    task, state = new_run(q1, epochs, **AUGMENTED)
-    if last := distributed.broadcast(ckpt.load_checkpoint(out / "last.pth") if (out / "last.pth").is_file() else None):
-        ckpt.unpack(state, last)
-    began = state.step
+    run = new_run(q1, epochs, **AUGMENTED)
+    if distributed.broadcast((out / "last.pth").is_file()):
+        ckpt.resume(run, out / "last.pth")
+    began = run.step
     (out / f"pid{distributed.rank()}").write_text(str(os.getpid()))
-    q1.train(state, task, budget.Pace(0.01), out, CLASSES)
+    q1.train(run, out)
     return began
 
 

@@ -13,28 +13,17 @@ import torch
 import nbload
 
 sys.path.insert(0, str(nbload.ROOT))
-from helpers import budget
 from helpers import checkpoint as ckpt
-from test_recipe import make_state, make_task
+from test_recipe import make_run
 
 
 def main(out: Path, epochs: int, file_limit: int | None = None) -> None:
     torch.set_num_threads(1)
-    ckpt.seed_everything(0)
     q1 = nbload.load("q1.ipynb")
-    everything_on = {
-        "randaug_n": 2,
-        "erase_prob": 0.25,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "drop_path": 0.2,
-        "mix_off_epochs": 2,
-    }
-    task = make_task(q1, n=160, epochs=epochs, **everything_on)
-    state = make_state(q1, task)
-    state.plan = budget.make_plan(epochs, 1, 2, 10)
-    if (out / "last.pth").is_file():
-        ckpt.unpack(state, ckpt.load_checkpoint(out / "last.pth", "model"))
+    recipe = {"randaug_n": 2, "erase_prob": 0.25, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "mix_off_epochs": 2}
+    run = make_run(q1, n=160, epochs=epochs, **recipe)
+    ckpt.SAVE_SECONDS = 0  # last.pth after every epoch, however short
+    ckpt.resume(run, out / "last.pth")
     if file_limit is not None:  # a quota: a write beyond it fails as it does on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         write = ckpt.write_csv
@@ -45,8 +34,8 @@ def main(out: Path, epochs: int, file_limit: int | None = None) -> None:
 
         ckpt.write_csv = limit_after_first_epoch
     print("training", flush=True)
-    q1.train(state, task, budget.Pace(0.01), out, tuple("abcdefghij"))
-    torch.save([state.model.state_dict(), state.ema.module.state_dict()], out / "end.pth")
+    q1.train(run, out)
+    torch.save([run.model.state_dict(), run.ema.state_dict()], out / "end.pth")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,19 @@ CHOICES = {
     "no DropPath": ({"drop_path": 0.0}, {}),
     "weight decay 0.1": ({"weight_decay": 0.1}, {}),
 }
-COMPARISONS = {"recipe": RECIPE, "rates": RATES, "choices": CHOICES}
+# On a CPU, for the minutes of `quick`: what its time allows there.
+SIN_COS = {"init_weights": "sin_cos_init"}
+QUICK = {
+    "as it was: mimetic, sine and cosine positions, beta2 0.99": ({}, {}),
+    "plain init": ({}, PLAIN),
+    "plain init, beta2 0.999": ({}, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "sine and cosine positions": ({}, SIN_COS),
+    "sine and cosine positions, beta2 0.999": ({}, SIN_COS | {"BETAS": (0.9, 0.999)}),
+    "lr 1.2e-3": ({"lr": 1.2e-3}, {}),
+    "mean pooling": ({"pool": "mean"}, {}),
+    "no label smoothing, MixUp": ({"mixup": 0.2}, {}),
+}
+COMPARISONS = {"quick": QUICK, "recipe": RECIPE, "rates": RATES, "choices": CHOICES}
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -142,6 +154,17 @@ def plain_init(model: nn.Module) -> None:
     nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
+@torch.no_grad()
+def sin_cos_init(model: nn.Module) -> None:
+    """The same, with positions that are sines and cosines of row and column."""
+    plain_init(model)
+    grid, dim = model.patch_embed.grid_size, model.pos_embed.shape[-1]
+    frequencies = 10000 ** -(torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = torch.cat([columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies], dim=1)
+    model.pos_embed[0, 1:] = 0.3 * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def timm_vit(cfg: SimpleNamespace, num_classes: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -159,7 +182,8 @@ def notebook(replaced: dict[str, Any]) -> ModuleType:
 
 
 def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: Compute) -> Any:
-    cfg = config.make_config(q1.RECIPE, q1.PRESETS, "t4", {"seed": 0, "max_minutes": 0} | settings, 0)
+    settings = {"seed": 0, "max_minutes": 0, "preset": "t4"} | settings
+    cfg = config.make_config(q1.RECIPE, q1.PRESETS, settings.pop("preset"), settings, 0)
     config.fit_to_images(cfg, found)
     train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)
     pixels = train.images[:20000].float() / 255
@@ -200,8 +224,10 @@ def compare(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None
             print(f"no time left for {name}", flush=True)
             continue
         began, q1 = time.perf_counter(), notebook(replaced)
-        shape = VIT | changed | (SMALL if args.small else {})
+        shape = {"preset": "quick"} if args.part == "quick" else VIT
+        shape = shape | changed | (SMALL if args.small else {})
         short = {"epochs": args.epochs, "warmup_epochs": args.epochs / 12, "mix_off_epochs": args.epochs / 15}
+        short["warmup_epochs"] /= 2 if args.part == "quick" else 1
         run = new_run(q1, short | shape | args.set, found, compute)
         row = follow(q1, run, args, name)
         row = {"variant": name, **row, "whole_seconds": round(time.perf_counter() - began, 1)}

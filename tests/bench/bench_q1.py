@@ -1,6 +1,6 @@
 """Speed of q1's input pipeline, measured: images per second of wall-clock time, and of CPU time on one thread.
 
-    python tests/bench_q1.py [--parts augmentation epoch] [--data-root DIR] [--repeats 5] [--out DIR]
+    python tests/bench/bench_q1.py [--parts augmentation epoch] [--data-root DIR] [--repeats 5] [--out DIR]
 
 Part "augmentation": crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) of
 32×32 images on a CPU, by q1.ipynb's own `augment` and as it is usually done, image by image on Pillow images in a
@@ -29,15 +29,18 @@ import timm.data.auto_augment as timm_aa
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.mixup import Mixup
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 import nbload
-from helpers import budget, environment
+from helpers import engine, environment
 from helpers.checkpoint import write_csv
+from helpers.clock import Clock
 from helpers.config import make_config
 from helpers.data import Split
 from helpers.device import Compute, cpu_name, pick_compute
@@ -152,12 +155,11 @@ class PillowImages(Dataset):
 
 
 def ours(q1, images: Tensor, batch: int) -> Callable[[], int]:
-    cfg, compute = epoch_config(q1, 192, 9, 4), Compute(torch.device("cpu"), "CPU", "fp32")
-    task = notebook_task(q1, cfg, images, torch.zeros(len(images), dtype=torch.long), compute)
+    cfg, scale = epoch_config(q1, 192, 9, 4), [torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD)]
 
     def run() -> int:
         for x in images.split(batch):
-            q1.augment(x, task)
+            q1.augment(x, cfg, scale)
         return len(images)
 
     return run
@@ -286,29 +288,31 @@ def epoch_config(q1, width: int, depth: int, patch: int, batch: int = 128):
     """The preset t4's recipe for a ViT of another size, with 64 channels a head."""
     sizes = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64)}
     return make_config(
-        q1.RECIPE, q1.PRESETS, "t4", sizes | {"batch_size": batch, "compile": False, "max_minutes": 0}, 0
+        q1.RECIPE, q1.PRESETS, "t4", sizes | {"batch_size": batch, "compile": False, "max_minutes": 0, "seed": 0}, 0
     )
 
 
-def notebook_task(q1, cfg, images: Tensor, labels: Tensor, compute):
-    """The notebook's `Task` for images, uint8 [N, 3, 32, 32], of ten classes, with none held out."""
+def notebook_run(q1, cfg, images: Tensor, labels: Tensor, compute):
+    """The notebook's `Run` for images, uint8 [N, 3, 32, 32], of ten classes, with none held out; it never ends."""
     device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
     split = Split(images.to(device), labels.to(device))
-    return q1.Task(cfg, compute, split, Split(split.images[:0], split.labels[:0]), *scale, 10)
+    run = q1.new_run(cfg, compute, split, split.first(0), scale, tuple("0123456789"))
+    run.clock = Clock(10**9)
+    return run
 
 
 def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
     """Runs an epoch of the notebook's own code, and returns for how many images; images uint8 [N, 3, 32, 32]."""
-    task = notebook_task(q1, cfg, images, labels, compute)
-    per_epoch = len(images) // cfg.batch_size
-    state = q1.new_state(q1.ViT(cfg, 10).to(compute.device), task, budget.make_plan(10**6, 1, 0, per_epoch))
+    run = notebook_run(q1, cfg, images, labels, compute)
+    example = torch.arange(cfg.batch_size)[None]
+    step = engine.prepare(run, q1.train_step, lambda: next(q1.batches(run, example)))
 
-    def run() -> int:
-        q1.train_epoch(state, task, budget.Pace(1.0))
+    def epoch() -> int:
+        q1.train_epoch(run, step)
         compute.synchronize()
-        return per_epoch * cfg.batch_size
+        return run.steps_per_epoch * cfg.batch_size
 
-    return run
+    return epoch
 
 
 class LabelledImages(PillowImages):
@@ -337,8 +341,8 @@ def usual_epoch(q1, cfg, data: Iterable, compute) -> Callable[[], int]:
     """The same model, optimizer, mixing and precision behind a loader of whole batches, with the loss read after every
     step."""
     model = q1.ViT(cfg, 10).to(compute.device)
-    optimizer, ema = q1.make_optimizer(model, cfg), q1.ModelEmaV3(model, cfg.ema_decay)
-    mixer = q1.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=10)
+    optimizer, ema = q1.make_optimizer(model, cfg), ModelEmaV3(model, cfg.ema_decay)
+    mixer = Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=10)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
 
     def run() -> int:
@@ -378,7 +382,7 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
     args = parser.parse_args(given)
-    command = shlex.join(["python", "tests/bench_q1.py", *given])
+    command = shlex.join(["python", "tests/bench/bench_q1.py", *given])
     for name in args.parts:
         contenders, notes = PARTS[name]
         rows = measure(list(contenders(args)), args.repeats)

@@ -1,6 +1,6 @@
 """Seconds of each stage of q2's image pipeline, and the peak of its memory: tiny models and full size.
 
-    python tests/bench_q2.py --out assets/measured
+    python tests/bench/bench_q2.py --out assets/measured
 
 Full size means GroundingDINO Swin-T, SAM 2.1 small and CLIPSeg rd64 with random weights: as fast as trained ones, and
 nothing has to be fetched. So that every run has the same work, the surest 8 boxes are kept whatever their scores.
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import nbload  # noqa: E402
@@ -163,7 +163,10 @@ def main() -> None:
         "peak_GPU_MiB",
         "n",
     ]
-    lines = [f"`python tests/bench_q2.py --repeats {args.repeats}` on {rows[0]['device']}; {rows[0]['versions']}", ""]
+    lines = [
+        f"`python tests/bench/bench_q2.py --repeats {args.repeats}` on {rows[0]['device']}; {rows[0]['versions']}",
+        "",
+    ]
     lines += [
         "Seconds (medians; full size with random weights), 8 boxes an image, and memory of the whole process.",
         "",

@@ -1,6 +1,6 @@
 """The notebooks' own code beside what people would use instead: side by side, in turns, in one run.
 
-    python tests/bench_peers.py [--parts q1-epoch q1-accuracy q2-images q2-video] [--data-root DIR] [--out DIR]
+    python tests/bench/bench_peers.py [--parts q1-epoch q1-accuracy q2-images q2-video] [--data-root DIR] [--out DIR]
 
 q1-epoch     images/s of a training epoch, data and augmentation included: q1.ipynb, a DataLoader with torchvision's
              RandAugment image by image, and timm's `create_loader` (with its prefetcher where there is a GPU)
@@ -12,7 +12,7 @@ q2-video     frames/s and peak memory of tracking: helpers/sam2_video.py on fram
 
 Contenders of a setting have the same model, device, batch and precision. They take turns, so that whatever else the
 machine does hits all alike; peak memory is that of a process for each. Each part writes bench_peers_<part>.md and .csv
-into --out; the sentences below a table follow from its numbers.
+into --out.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ import torch
 from PIL import Image
 from sam2.utils.misc import load_video_frames
 from timm.data import create_loader
+from timm.data.mixup import Mixup, mixup_target
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 import bench_q1
 import nbload
 from bench_q1 import MEAN, STD, Contender, LabelledImages, take_turns
 from bench_q2 import PHRASES, TINY, load_models, write_full_size, write_sam2
-from helpers import budget, data, video
-from helpers.checkpoint import seed_everything
+from helpers import data, video
 from helpers.config import make_config
 from helpers.device import Compute, pick_compute
 from helpers.sam2_masks import Segmenter, load_sam2
@@ -79,45 +79,8 @@ def rate_rows(setting: str, unit: str, contenders: list[Contender], turns: list[
     return rows
 
 
-def verdicts(rows: list[dict], column: str, more: str, less: str, unit: str = "%") -> list[str]:
-    """A sentence for each setting and peer on how the first contender of the setting (ours) compares in `column`.
-
-    more, less: what is said of ours where its value is the larger or the smaller one, such as "is faster than". unit:
-    that of the difference; "%" makes it relative to the peer's value. Rows of one contender (seeds) count by their
-    median.
-    """
-    sentences = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        groups: dict[str, list[dict]] = {}
-        for row in rows:
-            if row["setting"] == setting:
-                groups.setdefault(row["contender"], []).append(row)
-        (_, own), *peers = groups.items()
-        for name, group in peers:
-            ours, theirs = (statistics.median(row[column] for row in some) for some in (own, group))
-            gap = 100 * (ours / theirs - 1) if unit == "%" else ours - theirs
-            amount = f"{abs(gap):.{1 if abs(gap) < 100 else 0}f}".removesuffix(".0")
-            said = f"{more if gap > 0 else less} {name} by {amount} {unit}" if amount != "0" else f"is even with {name}"
-            sentences.append(f"{setting}: ours {said}{_doubt(own, group, column)}.")
-    return sentences
-
-
-def _doubt(own: list[dict], group: list[dict], column: str) -> str:
-    """Says where runs are too few, or too wide apart, to tell."""
-    medians = column.startswith("median")  # with min and max beside it
-    runs = own[0]["n"] if medians else len(own)
-    if runs == 1:
-        return " (one run each)"
-    ranges = [
-        (min(r["min" if medians else column] for r in rows), max(r["max" if medians else column] for r in rows))
-        for rows in (own, group)
-    ]
-    overlap = max(low for low, _ in ranges) <= min(high for _, high in ranges)
-    return f" (the ranges of the {runs} runs overlap)" if overlap else ""
-
-
 def report(part: str, rows: list[dict], notes: Sequence[str], args: argparse.Namespace, load: float | None) -> None:
-    command = shlex.join(["python", "tests/bench_peers.py", *args.given])
+    command = shlex.join(["python", "tests/bench/bench_peers.py", *args.given])
     above = [f"`{command}`", f"device: {pick_compute('fp32').name}", *bench_q1.machine(*PACKAGES)]
     if load is not None:
         above[-1] += f" (its own work included), {load:.1f} before"
@@ -182,7 +145,7 @@ def q1_epoch(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
                 contenders.append(Contender(f"{name}, {args.workers} workers", threads, run))
             setting = f"{size_name(cfg)}, {count:,} images, {compute.precision}"
             rows += rate_rows(setting, "images/s", contenders, take_turns(contenders, args.repeats))
-    notes = verdicts(rows, "median images/s", "is faster than", "is slower than")
+    notes = []
     notes.append(
         "Every row: the same ViT, optimizer, MixUp and CutMix, clipping and EMA; crop, flip, RandAugment (two rounds, "
         "magnitude 9) and Random Erasing (0.25). Ours and timm apply an operation with probability 0.5, torchvision "
@@ -191,62 +154,32 @@ def q1_epoch(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     return rows, notes
 
 
-def loader_epoch(q1, batches: Iterable, state, task, pace) -> dict:
-    """In place of the notebook's `train_epoch`: the same steps and schedule, fed by a loader, the loss read after each
-    step."""
-    cfg, device, losses, start = task.cfg, task.compute.device, [], time.perf_counter()
-    mixer = q1.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=task.num_classes)
-    for i, (x, y) in enumerate(batches):
-        if i % 10 == 0:
-            pace.tick(state.step)
-            schedule = q1.make_replanned_schedule(state, task, pace)
-        if state.step >= state.plan.total:
-            break
-        schedule.step_update(state.step)
+def loader_batches(batches: Iterable, run, order) -> Iterator:
+    """In place of the notebook's `batches`: what a loader gives, mixed batch by batch by timm."""
+    cfg, device, classes = run.cfg, run.compute.device, len(run.classes)
+    mixer = Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=classes)
+    for x, y in batches:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        if state.step < state.plan.mix_off and (cfg.mixup or cfg.cutmix):
-            x, y = mixer(x, y)
+        if run.progress < 1 - cfg.mix_off_epochs / cfg.epochs and (cfg.mixup or cfg.cutmix):
+            yield mixer(x, y)
         else:
-            y = q1.mixup_target(y, task.num_classes, smoothing=cfg.label_smoothing)
-        losses.append(q1.train_step(state, x, y, task).item())
-    pace.pause()
-    seconds = time.perf_counter() - start
-    state.train_seconds += seconds
-    lr = max(group["lr"] for group in state.optimizer.param_groups)
-    loss = statistics.fmean(losses) if losses else float("nan")
-    return {"loss": loss, "lr": lr, "images_per_second": len(losses) * cfg.batch_size / seconds}
+            yield x, mixup_target(y, classes, smoothing=cfg.label_smoothing)
 
 
-def endless(batches: Iterable) -> Iterator:
-    while True:
-        yield from batches
-
-
-def train_for(q1, task, batches: Iterable | None, seed: int) -> dict:
+def train_for(q1, cfg, compute: Compute, train, val, classes: Sequence[str], batches: Iterable | None) -> dict:
     """Train for cfg.max_minutes with the notebook's own code (None), or with that behind a loader of batches; returns
     the columns of a table row."""
-    seed_everything(seed)
-    cfg, start = task.cfg, time.perf_counter()
-    plan = budget.make_plan(cfg.epochs, cfg.warmup_epochs, cfg.mix_off_epochs, len(task.train) // cfg.batch_size)
-    state = q1.new_state(q1.ViT(cfg, task.num_classes).to(task.compute.device), task, plan)
-    epoch, trial = q1.train_epoch, partial(q1.trial_step, state, task)
-    if batches is not None:
-        epoch, stream = partial(loader_epoch, q1, batches), endless(batches)
-
-        def trial():
-            x, y = (part.to(task.compute.device) for part in next(stream))
-            return q1.train_step(state, x, q1.mixup_target(y, task.num_classes), task)
-
-    pace = budget.measure(state, trial, partial(q1.validate, state, task), task.compute)
-    state.seconds = time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as out, mock.patch.object(q1, "train_epoch", epoch):
-        q1.train(state, task, pace, Path(out), [str(k) for k in range(task.num_classes)])
-    accuracies = {name: round(state.history[-1][key], 2) for name, key in ACCURACIES.items()}
+    start, scale = time.perf_counter(), [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
+    run = q1.new_run(cfg, compute, train, val, scale, classes)
+    source = q1.batches if batches is None else partial(loader_batches, batches)
+    with tempfile.TemporaryDirectory() as out, mock.patch.object(q1, "batches", source):
+        q1.train(run, Path(out))
+    accuracies = {name: round(run.history[-1][key], 2) for name, key in ACCURACIES.items()}
     return {
         "accuracy, %": max(accuracies.values()),
         **accuracies,
-        "images seen": state.step * cfg.batch_size,
-        "epochs": round(state.step / plan.steps_per_epoch, 2),
+        "images seen": run.step * cfg.batch_size,
+        "epochs": round(run.step / run.steps_per_epoch, 2),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -268,17 +201,16 @@ def q1_accuracy(args: argparse.Namespace) -> tuple[list[dict], list[str]]:
     for seed in args.seeds:
         cfg.seed = seed
         train, val = data.hold_out(found, cfg.val_size, args.train_size, seed, compute.device)
-        scale = [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
-        task = q1.Task(cfg, compute, train, val, *scale, len(found.classes))
         for name, make_batches in ((Q1, None), *LOADERS.items()):
             batches = make_batches and make_batches(train.images.cpu(), train.labels.cpu(), cfg, args.workers, compute)
             name += f", {args.workers} workers" if batches else ""
             print(f"{name}, seed {seed}")
-            rows.append({"contender": name, "setting": setting, "seed": seed} | train_for(q1, task, batches, seed))
+            row = {"contender": name, "setting": setting, "seed": seed}
+            rows.append(row | train_for(q1, cfg, compute, train, val, found.classes, batches))
             del batches  # ends its workers
     worst = min(row["accuracy, %"] for row in rows) / 100
     error = 100 * (worst * (1 - worst) / cfg.val_size) ** 0.5
-    notes = verdicts(rows, "accuracy, %", "is more accurate than", "is less accurate than", "points")
+    notes = []
     notes.append(
         f"Accuracy: that of the last weights, raw or EMA, whichever is higher, on {cfg.val_size:,} images held out of "
         f"the {len(found.train_labels):,} training images ({found.name}, {found.source}); the test images are not "
@@ -338,7 +270,7 @@ def q2_images(args: argparse.Namespace, full: Path) -> tuple[list[dict], list[st
             setting = f"{kind}, {image.shape[1]} x {image.shape[0]}, {len(phrases)} phrases, {compute.precision}"
             new = rate_rows(setting, "images/s", contenders, take_turns(contenders, repeats, warm_up=not slow))
             rows += [row | {"masks": masks[row["contender"]]} for row in new]
-    notes = verdicts(rows, "median images/s", "is faster than", "is slower than")
+    notes = []
     notes.append(
         "From an image in memory to its masks, for as many boxes either way and without CLIPSeg. Full size: "
         "GroundingDINO Swin-T and SAM 2.1 small with random weights."
@@ -454,9 +386,8 @@ def q2_video(args: argparse.Namespace, full: Path) -> tuple[list[dict], list[str
                     job = {"weights": str(weights), "precision": compute.precision, "folder": place, "boxes": boxes}
                     for row in rate_rows(setting, "frames/s", contenders, turns):
                         rows.append(row | in_its_own_process(job | {"name": row["contender"]}))
-    notes = verdicts(rows, "median frames/s", "is faster than", "is slower than")
+    notes = []
     memory = "peak GPU MiB" if "peak GPU MiB" in rows[0] else "of which the video"
-    notes += verdicts(rows, memory, "takes more memory than", "takes less memory than", "MiB")
     notes.append("On the same frames (those of the jpg files): " + " ".join(agreements))
     notes.append("Of a frame's time, all but this goes to the same model: " + " ".join(readings))
     notes.append(

@@ -1,6 +1,6 @@
 """Peak memory and speed of q2's video pipeline by the length of the clip: 1080p, two objects.
 
-    python tests/bench_q2_video.py [--frames 200 2000] [--full 12 36] [--redetect-every 6] [--out assets/measured]
+    python tests/bench/bench_q2_video.py [--frames 200 2000] [--full 12 36] [--redetect-every 6] [--out assets/measured]
 
 `--frames` are run with the tiny models, `--full` with models of full size (GroundingDINO Swin-T, SAM 2.1 small) with
 random weights, which find nothing: GroundingDINO looks, and the two objects' true boxes are taken. Each length runs in
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
 
 import nbload  # noqa: E402
@@ -113,7 +113,7 @@ def main() -> None:
     from bench_q1 import machine  # here, so that its packages are not in the memory that `run_once` measures
 
     shown = [name for name in rows[0] if name not in ("complete", "device") and rows[0][name] != ""]
-    made_by = f"tests/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
+    made_by = f"tests/bench/bench_q2_video.py --frames {' '.join(map(str, args.frames))}"
     made_by += f" --full {' '.join(map(str, args.full))}" if args.full else " --full"
     made_by += f" --redetect-every {args.redetect_every}"
     lines = [f"`{made_by}`, 1080p, {rows[0]['device']}", "", "; ".join(machine("torch", "sam2", "av", "numpy"))]
