@@ -195,7 +195,8 @@ def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
     """
     raw, ema = scores["val_accuracy"], scores["ema_accuracy"]
     best = None if ema is None else max(raw, ema)
-    if best is not None and best <= run.best_accuracy:
+    there = distributed.broadcast(path.is_file())  # it may be gone, where a run was resumed from last.pth alone
+    if best is not None and best <= run.best_accuracy and there:
         return ""
     kept = "raw" if best is not None and raw > ema else "ema"
     weights = (run.model if kept == "raw" else run.ema).state_dict()
@@ -213,6 +214,17 @@ def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
         return ""
     run.best_accuracy = best or 0.0
     return f" *{kept}"
+
+
+@contextlib.contextmanager
+def kept_if_lost(run: Any, out: Path) -> Iterator[None]:
+    """Save a run that ends by `FloatingPointError`: its bad steps were skipped, so these are the last good weights."""
+    try:
+        yield
+    except FloatingPointError:
+        save_last(run, out / "last.pth")
+        distributed.barrier()  # the first process to fail takes the others with it
+        raise
 
 
 def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:

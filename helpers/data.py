@@ -273,6 +273,12 @@ class Split:
         return Split(self.images[:count], self.labels[:count])
 
 
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 `[N, 3, H, W]`, as `[3, 1, 1]`, of pixels from 0 to 1."""
+    pixels = images.float() / 255
+    return pixels.mean((0, 2, 3)).view(3, 1, 1), pixels.std((0, 2, 3)).view(3, 1, 1)
+
+
 def hold_out(
     found: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
 ) -> tuple[Split, Split]:

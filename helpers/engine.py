@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from helpers import distributed
-from helpers.checkpoint import get_rng_state, set_rng_state
+from helpers.checkpoint import get_rng_state, seed_everything, set_rng_state
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,6 +48,17 @@ def prepare(
     return step
 
 
+def epoch_order(run: Any) -> Tensor:
+    """Draw the order of an epoch, int64 [steps, batch_size], without the incomplete last batch.
+
+    Of several processes all follow what the first one draws; what else the others draw is random in its own way.
+    """
+    order = distributed.broadcast(torch.randperm(len(run.train)))
+    if not distributed.is_main():
+        seed_everything(distributed.own_seed(run.cfg.seed, run.step))
+    return order[: run.steps_per_epoch * run.cfg.batch_size].view(-1, run.cfg.batch_size)
+
+
 def stop_if_lost(run: Any, results: list[Tensor]) -> None:
     """Raise `FloatingPointError` where none of the last ten steps' gradients were finite; `results` are this epoch's so
     far, those of the one before are in `run.recent`."""
@@ -57,6 +68,23 @@ def stop_if_lost(run: Any, results: list[Tensor]) -> None:
             "ten steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
             "resume=True and amp=False, or start anew with a lower lr"
         )
+
+
+def epoch_row(run: Any, results: list[Tensor], clock: Callable[[], float]) -> dict[str, float]:
+    """Sum an epoch up: what its steps returned, and by `clock` how long they took; counts them into `run`."""
+    stop_if_lost(run, results)  # waits for the device, so that the clock is right
+    seconds = clock()
+    run.recent = (run.recent + results)[-10:]
+    losses, norms = torch.stack(results).unbind(1)
+    losses, skipped = distributed.sum_over_ranks(losses) / distributed.size(), int((~norms.isfinite()).sum())
+    run.train_seconds, run.skipped = run.train_seconds + seconds, run.skipped + skipped
+    return {
+        "loss": losses.nanmean().item(),
+        "gradient_norm": norms.median().item(),
+        "skipped": skipped,
+        "lr": max(group["lr"].item() for group in run.optimizer.param_groups),
+        "images_per_second": len(results) * run.cfg.batch_size / seconds,
+    }
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import distributed
+from helpers.data import Split
 from helpers.device import Compute
 
 
@@ -56,9 +58,16 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return 100 * (probabilities.argmax(-1) == labels.cpu()).double().mean().item()
 
 
-def count_right(probabilities: Tensor, labels: Tensor) -> int:
-    """How many rows of `[N, classes]` have their largest entry at the label."""
-    return int((probabilities.argmax(-1) == labels.cpu()).sum())
+def held_out_accuracy(
+    model: nn.Module, held_out: Split, prepare: Callable[[Tensor], Tensor], compute: Compute
+) -> float | None:
+    """Accuracy in percent over the images of all processes, each of which tries its share; `None` without images."""
+    part = distributed.shard(len(held_out))
+    images, labels = held_out.images[part], held_out.labels[part]
+    right = torch.zeros((), dtype=torch.long, device=compute.device)
+    if len(images):
+        right += (predict(model, images, prepare, compute)[0].argmax(-1) == labels.cpu()).sum().to(compute.device)
+    return 100 * distributed.sum_over_ranks(right).item() / len(held_out) if len(held_out) else None
 
 
 def report(views: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -153,19 +156,33 @@ def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[st
     return figure
 
 
-def sweep_dots(rows: Sequence[dict[str, str]]) -> Figure:
-    """Validation accuracy of runs with one setting changed each, rows of `q1_sweep.csv`; the first is the baseline."""
-    baseline = float(rows[0]["best_val_accuracy"])
-    rows = sorted(rows, key=lambda row: float(row["best_val_accuracy"]))
-    figure, axis = new_figure(10, 0.34 * len(rows) + 1.3)
-    values = np.array([float(row["best_val_accuracy"]) for row in rows])
-    error = 1.96 * np.sqrt(values * (100 - values) / 5000)
-    axis.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
-    for i, (value, row) in enumerate(zip(values + error, rows, strict=True)):
-        axis.text(value + 0.4, i, f"{row['epochs']} epochs", va="center", fontsize=9, color="0.35")
-    axis.axvline(baseline, color="0.3", linestyle="--", linewidth=1)
-    title = f"One setting changed at a time, {rows[0]['minutes']} minutes of training each"
-    axis.set(title=title, xlabel="accuracy on 5,000 validation images (%), with its 95 % sampling error")
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV, numbers as such; none where the file is missing."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: float(value) if _NUMBER.fullmatch(value) else value or None for key, value in r.items()} for r in rows
+    ]
+
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
+
+
+def comparison(rows: Sequence[dict[str, Any]], held_out: int = 5000) -> Figure:
+    """Runs with one thing changed each, rows of tests/bench/gpu.py: accuracy, and the residual stream's largest channel
+    at the end."""
+    rows = sorted(rows, key=lambda row: row["val"])
+    figure, (left, right) = new_figure(12, 0.34 * len(rows) + 1.3, 1, 2)
+    values = np.array([row["val"] for row in rows])
+    error = 1.96 * np.sqrt(values * (100 - values) / held_out)
+    left.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
+    left.set(title=f"After {rows[0]['epochs']:g} epochs", xlabel=f"accuracy on {held_out:,} validation images (%)")
+    right.barh([row["variant"] for row in rows], [row["largest_channel"] for row in rows], color=PALETTE[1])
+    right.set(title="Largest channel of the residual stream", xlabel="root mean square", xscale="log")
+    right.sharey(left)
+    right.tick_params(labelleft=False)
     return figure
 
 

@@ -1,5 +1,5 @@
-"""tests/bench/bench_peers.py with the tiniest settings: the tables, that contenders do the same work, and what is said of
-the numbers; never how fast anything is."""
+"""tests/bench/bench_peers.py with the tiniest settings: the tables, and that contenders do the same work; never how
+fast anything is."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def check_rates(rows, unit, contenders, *more, n="1"):
 
 def test_q1_epoch(tmp_path):
     sizes = ["--models", "32x1p16", "16x1p8", "--epoch-images", "64", "32", "--batch", "32", "--workers", "0"]
-    rows, text = run(tmp_path, "q1-epoch", "--repeats", "2", *sizes)
+    rows, _ = run(tmp_path, "q1-epoch", "--repeats", "2", *sizes)
     check_rates(rows, "images/s", 3, n="2")
     assert len(rows) == 6 and [len({r["setting"] for r in rows[i : i + 3]}) for i in (0, 3)] == [1, 1]
 

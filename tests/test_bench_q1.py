@@ -1,4 +1,4 @@
-"""tests/bench/bench_q1.py with the tiniest settings: what it runs and what its tables hold; never how fast anything is."""
+"""tests/bench/bench_q1.py with the tiniest settings: what it runs and what its tables hold; never how fast it is."""
 
 import csv
 
@@ -32,9 +32,9 @@ def test_the_tables_name_their_command_and_machine(tmp_path):
 def test_what_is_measured_is_the_notebooks_own_function(q1, monkeypatch):
     seen, augment = [], q1.augment
 
-    def spy(images, task):
-        done = augment(images, task)
-        seen.append((task.cfg.randaug_n, task.cfg.randaug_m, task.cfg.erase_prob, *done.shape))
+    def spy(images, cfg, scale):
+        done = augment(images, cfg, scale)
+        seen.append((cfg.randaug_n, cfg.randaug_m, cfg.erase_prob, *done.shape))
         return done
 
     monkeypatch.setattr(q1, "augment", spy)

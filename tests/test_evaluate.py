@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from helpers import evaluate
-from helpers.device import Compute
+from helpers.data import Split
+from helpers.device import Compute, pick_compute
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 
@@ -21,7 +22,6 @@ def test_accuracy_and_confusion_equal_scikit_learn(predictions):
     probabilities, labels = predictions
     guess = probabilities.argmax(-1)
     assert evaluate.accuracy(probabilities, labels) == pytest.approx(100 * accuracy_score(labels, guess))
-    assert evaluate.count_right(probabilities, labels) == accuracy_score(labels, guess, normalize=False)
     np.testing.assert_array_equal(
         evaluate.confusion_matrix(probabilities, labels), confusion_matrix(labels, guess, labels=range(10))
     )
@@ -77,3 +77,13 @@ def test_most_confident_mistakes():
     labels = torch.tensor([1, 0, 0, 0])
     assert evaluate.most_confident_mistakes(probabilities, labels, 2).tolist() == [3, 0]
     assert evaluate.most_confident_mistakes(probabilities, labels, 9).tolist() == [3, 0, 2]
+
+
+def test_accuracy_of_held_out_images_is_that_of_the_predictions():
+    torch.manual_seed(0)
+    model, compute = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)), pick_compute("fp32", "cpu")
+    held_out = Split(torch.randint(0, 256, (1001, 3, 4, 4), dtype=torch.uint8), torch.randint(0, 3, (1001,)))
+    prepare = lambda images: images.float() / 255  # noqa: E731
+    expected = accuracy_score(held_out.labels, model(prepare(held_out.images)).argmax(-1))
+    assert evaluate.held_out_accuracy(model, held_out, prepare, compute) == pytest.approx(100 * expected)
+    assert evaluate.held_out_accuracy(model, held_out.first(0), prepare, compute) is None

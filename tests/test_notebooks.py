@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -20,13 +19,17 @@ from PIL import Image
 
 import nbload
 import nbrun
-from helpers import checkpoint, data
+from helpers import data
 
 ROOT = nbload.ROOT
 CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
 TINY = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
 SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
+Q1_CELL = [  # what people change; the others are in the recipe's table alone
+    "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "all_gpus", "max_minutes", "epochs",
+    "batch_size", "lr",
+]
 Q1_PARAMETERS = [
     "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "max_minutes", "compile", "img_size",
     "patch_size", "patch_stride", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path", "epochs",
@@ -40,7 +43,7 @@ SUMMARY_KEYS = [
     "seed", "stopped_by",
 ]
 # fmt: on
-FIGURES = ["data", "augmentation", "curves", "classes", "calibration", "mistakes", "attention"]
+FIGURES = ["data", "augmentation", "schedule", "curves", "classes", "calibration", "mistakes", "attention"]
 
 
 def papermill(notebook: str, out: Path, cwd: Path = ROOT, **parameters) -> subprocess.CompletedProcess:
@@ -77,7 +80,9 @@ def test_q1_writes_what_it_promises(run):
     assert set(Q1_PARAMETERS) <= set(summary["config"]) and summary["config"]["mixup"] == 0.8
     assert summary["epochs_run"] == 2 and summary["stopped_by"] == "epochs" and summary["seconds"] > 0
     assert (
-        summary["selected_weights"] in ("ema", "raw") and summary["precision"] == "fp32" and summary["bad_losses"] == 0
+        summary["selected_weights"] in ("ema", "raw")
+        and summary["precision"] == "fp32"
+        and summary["skipped_steps"] == 0
     )
     assert 0 <= summary["test_accuracy"] <= 100 and 0 <= summary["test_accuracy_tta"] <= 100
     assert set(summary["per_class_accuracy"]) == set(data.load_images(None, False, default_roots=()).classes)
@@ -134,7 +139,7 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
     }
     done = papermill("q1.ipynb", tmp_path, tmp_path, resume=True, epochs=3, **same)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed after epoch 2" in nbrun.printed(tmp_path)
+    assert "resumed after 30 steps" in nbrun.printed(tmp_path)
     assert json.loads((tmp_path / "run_summary.json").read_text())["epochs_run"] == 3
     refused = papermill("q1.ipynb", tmp_path, tmp_path, resume=True, epochs=3, **same | {"lr": 0.5})
     assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr
@@ -147,20 +152,12 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
         ({"checkpoint": "/nowhere/best.pth"}, "/nowhere/best.pth: no such checkpoint"),
         ({"patch_size": 5}, "patch_size=5: expected a divisor of img_size"),
         ({"preset": "fast"}, "preset='fast'"),
+        ({"epoch": 3}, "'epoch' is no setting: did you mean 'epochs'?"),
     ],
 )
 def test_q1_complains_clearly(tmp_path, parameters, complaint):
     done = papermill("q1.ipynb", tmp_path, download=False, **parameters)
     assert done.returncode and complaint in done.stderr
-
-
-def test_q1_refuses_a_checkpoint_of_other_classes(tmp_path):
-    (cell,) = [cell["source"] for cell in nbload.code_cells("q1.ipynb") if "knows the classes" in cell["source"]]
-    content = dict.fromkeys(("model", "config", "mean", "std", "weights", "epoch"), 0) | {"classes": ["cat", "dog"]}
-    torch.save(content, tmp_path / "other.pth")
-    cfg, found = SimpleNamespace(checkpoint=tmp_path / "other.pth"), SimpleNamespace(classes=["car"], source="data")
-    with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
-        exec(cell, {"Path": Path, "ckpt": checkpoint, "cfg": cfg, "found": found})
 
 
 @pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")
@@ -199,9 +196,12 @@ def test_parameters_are_literals_under_their_promised_names():
     (cell,) = [cell for cell in nbload.code_cells("q1.ipynb") if "parameters" in cell["metadata"].get("tags", [])]
     assignments = ast.parse(cell["source"]).body
     names = [node.targets[0].id for node in assignments]
-    assert sorted(names) == sorted(Q1_PARAMETERS)
+    assert names == Q1_CELL and not set(Q1_PARAMETERS) - set(nbload.load("q1.ipynb").RECIPE) - set(names) - {"preset"}
     for node in assignments:
         ast.literal_eval(node.value)
+
+
+FORM = {"q1.ipynb": (35, 30, 12), "q2.ipynb": (45, 34, 16)}  # longest cell, cells, median
 
 
 @pytest.mark.parametrize("name", ["q1.ipynb", "q2.ipynb"])
@@ -211,7 +211,9 @@ def test_a_notebook_keeps_to_its_form(name):
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     lengths = [len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code"]
-    assert max(lengths) <= 45 and 20 <= len(lengths) <= 34, (max(lengths), len(lengths), statistics.median(lengths))
+    longest, count, median = FORM[name]
+    assert max(lengths) <= longest and len(lengths) <= count, (max(lengths), len(lengths))
+    assert statistics.median(lengths) <= median, statistics.median(lengths)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
@@ -226,6 +228,15 @@ def test_the_committed_figures_are_small(name, figures):
     ]
     assert len(pictures) >= figures
     assert all(len(picture) < 1_400_000 for picture in pictures)  # base64 of 1 MB
+
+
+def test_the_training_of_q1_can_be_read_at_a_sitting():
+    """From the first line of the recipe's section to the cell that trains."""
+    cells = nbformat.read(ROOT / "q1.ipynb", 4).cells
+    headings = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
+    first, last = (next(i for i in headings if cells[i].source.startswith(f"## {n}")) for n in (4, 6))
+    lengths = [len(cell.source.splitlines()) for cell in cells[first:last] if cell.cell_type == "code"]
+    assert sum(lengths) <= 230 and max(lengths) <= 32, (sum(lengths), lengths)
 
 
 @pytest.mark.parametrize("name", ["q1.ipynb", "q2.ipynb"])

@@ -387,7 +387,6 @@ def q2_video(args: argparse.Namespace, full: Path) -> tuple[list[dict], list[str
                     for row in rate_rows(setting, "frames/s", contenders, turns):
                         rows.append(row | in_its_own_process(job | {"name": row["contender"]}))
     notes = []
-    memory = "peak GPU MiB" if "peak GPU MiB" in rows[0] else "of which the video"
     notes.append("On the same frames (those of the jpg files): " + " ".join(agreements))
     notes.append("Of a frame's time, all but this goes to the same model: " + " ".join(readings))
     notes.append(

@@ -43,7 +43,7 @@ from helpers.checkpoint import write_csv
 from helpers.clock import Clock
 from helpers.config import make_config
 from helpers.data import Split
-from helpers.device import Compute, cpu_name, pick_compute
+from helpers.device import cpu_name, pick_compute
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same

@@ -26,11 +26,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import nbload  # noqa: E402
-from helpers import clipseg, device, environment, grounding_dino, sam2_masks  # noqa: E402
-from helpers.checkpoint import atomic_path, write_csv  # noqa: E402
-from helpers.outputs import write_detections  # noqa: E402
-from helpers.synthetic import make_scene  # noqa: E402
+import nbload
+from helpers import clipseg, device, environment, grounding_dino, sam2_masks
+from helpers.checkpoint import atomic_path, write_csv
+from helpers.outputs import write_detections
+from helpers.synthetic import make_scene
 
 TINY = ROOT / "assets" / "tiny"
 SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000)}

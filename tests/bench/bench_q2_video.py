@@ -26,13 +26,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
 
-import nbload  # noqa: E402
-from bench_q2 import TINY, load_models, write_full_size  # noqa: E402
-from helpers import device  # noqa: E402
-from helpers.checkpoint import write_csv  # noqa: E402
-from helpers.detections import Detection  # noqa: E402
-from helpers.synthetic import shape_mask  # noqa: E402
-from helpers.video import Silent, VideoReader, VideoWriter  # noqa: E402
+import nbload
+from bench_q2 import TINY, load_models, write_full_size
+from helpers import device
+from helpers.checkpoint import write_csv
+from helpers.detections import Detection
+from helpers.synthetic import shape_mask
+from helpers.video import Silent, VideoReader, VideoWriter
 
 HEIGHT, WIDTH, FPS = 1080, 1920, 30
 OBJECTS = (("circle", (220, 40, 40), 300, 0.0), ("square", (40, 80, 220), 360, 2.0))

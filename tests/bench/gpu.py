@@ -55,31 +55,35 @@ WIDE = {"embed_dim": 384, "num_heads": 6}
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "compile": False}  # where there is no GPU
 
 # name: (settings that differ, what of the notebook is replaced); the first is what the others are held against.
-PLAIN = {"init_weights": "plain_init"}
-TIMM = {"ViT": "timm_vit", "BETAS": (0.9, 0.999)}
+HIGH = {"lr": 1e-3, "batch_size": 128}
+PLAIN = {"init_weights": "plain_init", "BETAS": (0.9, 0.999)}
+MIMETIC = {"init_weights": "mimetic_init", "BETAS": (0.9, 0.99)}  # what the notebook once had
 RECIPE = {
-    "base: batch 128, lr 1e-3, mimetic, beta2 0.99": ({}, {}),
-    "384 wide, batch 512, as first measured": (WIDE | {"batch_size": 512}, {}),
-    "384 wide, batch 512, plain init, beta2 0.999": (WIDE | {"batch_size": 512}, PLAIN | {"BETAS": (0.9, 0.999)}),
-    "plain init": ({}, PLAIN),
-    "plain init, beta2 0.999": ({}, PLAIN | {"BETAS": (0.9, 0.999)}),
-    "timm's ViT and init, beta2 0.999": ({}, TIMM),
-    "batch 512": ({"batch_size": 512}, {}),
-    "lr 3e-4": ({"lr": 3e-4}, {}),
-    "no RandAugment, no erasing": ({"randaug_n": 0, "erase_prob": 0.0}, {}),
-    "no MixUp, no CutMix": ({"mixup": 0.0, "cutmix": 0.0}, {}),
-    "384 wide, batch 128, lr 5e-4": (WIDE | {"lr": 5e-4}, {}),
+    "baseline: mimetic init, beta2 0.99, batch 128, lr 1e-3": (HIGH, MIMETIC),
+    "baseline, 384 wide, batch 512": (HIGH | WIDE | {"batch_size": 512}, MIMETIC),
+    "baseline, 384 wide, batch 512, timm's init, beta2 0.999": (HIGH | WIDE | {"batch_size": 512}, PLAIN),
+    "baseline, timm's init": (HIGH, PLAIN | {"BETAS": (0.9, 0.99)}),
+    "baseline, timm's init, beta2 0.999": (HIGH, PLAIN),
+    "baseline, timm's ViT and init, beta2 0.999": (HIGH, {"ViT": "timm_vit", "BETAS": (0.9, 0.999)}),
+    "baseline, batch 512": (HIGH | {"batch_size": 512}, MIMETIC),
+    "baseline, lr 3e-4": (HIGH | {"lr": 3e-4}, MIMETIC),
+    "baseline, no RandAugment, no erasing": (HIGH | {"randaug_n": 0, "erase_prob": 0.0}, MIMETIC),
+    "baseline, no MixUp, no CutMix": (HIGH | {"mixup": 0.0, "cutmix": 0.0}, MIMETIC),
 }
 LATE = {"warmup_epochs": 3}  # of 10
 RATES = {
-    "lr 3e-4": ({"lr": 3e-4}, {}),
-    "lr 3e-4, plain init, beta2 0.999": ({"lr": 3e-4}, PLAIN | {"BETAS": (0.9, 0.999)}),
-    "lr 5e-4, longer warm-up, plain init, beta2 0.999": ({"lr": 5e-4} | LATE, PLAIN | {"BETAS": (0.9, 0.999)}),
-    "lr 5e-4, longer warm-up": ({"lr": 5e-4} | LATE, {}),
-    "lr 1e-3, longer warm-up, plain init, beta2 0.999": ({"lr": 1e-3} | LATE, PLAIN | {"BETAS": (0.9, 0.999)}),
+    "lr 3e-4, timm's init, beta2 0.999": ({"lr": 3e-4}, PLAIN),
+    "lr 5e-4, warm-up 3 epochs, timm's init, beta2 0.999": ({"lr": 5e-4} | LATE, PLAIN),
+    "lr 5e-4, warm-up 3 epochs, mimetic init, beta2 0.99": ({"lr": 5e-4} | LATE, MIMETIC),
+    "lr 1e-3, warm-up 3 epochs, timm's init, beta2 0.999": ({"lr": 1e-3} | LATE, PLAIN),
     "lr 1.5e-4": ({"lr": 1.5e-4}, {}),
     "lr 3e-4, batch 64": ({"lr": 3e-4, "batch_size": 64}, {}),
     "lr 6e-4, batch 256": ({"lr": 6e-4, "batch_size": 256}, {}),
+    "384 wide, lr 3e-4": (WIDE | {"lr": 3e-4}, {}),
+    "no RandAugment, no erasing": ({"randaug_n": 0, "erase_prob": 0.0}, {}),
+    "no MixUp, no CutMix": ({"mixup": 0.0, "cutmix": 0.0}, {}),
+    "mean pooling": ({"pool": "mean"}, {}),
+    "no DropPath": ({"drop_path": 0.0}, {}),
 }
 CHOICES = {
     "base": ({}, {}),
@@ -89,17 +93,18 @@ CHOICES = {
     "no DropPath": ({"drop_path": 0.0}, {}),
     "weight decay 0.1": ({"weight_decay": 0.1}, {}),
 }
-# On a CPU, for the minutes of `quick`: what its time allows there.
-SIN_COS = {"init_weights": "sin_cos_init"}
+# On a CPU, for the minutes of `quick`.
 QUICK = {
-    "as it was: mimetic, sine and cosine positions, beta2 0.99": ({}, {}),
-    "plain init": ({}, PLAIN),
-    "plain init, beta2 0.999": ({}, PLAIN | {"BETAS": (0.9, 0.999)}),
-    "sine and cosine positions": ({}, SIN_COS),
-    "sine and cosine positions, beta2 0.999": ({}, SIN_COS | {"BETAS": (0.9, 0.999)}),
+    "mimetic init, sine and cosine positions, beta2 0.99": ({}, MIMETIC),
+    "timm's init": ({}, PLAIN | {"BETAS": (0.9, 0.99)}),
+    "timm's init, beta2 0.999": ({}, PLAIN),
+    "timm's init, sine and cosine positions, beta2 0.99": ({}, {"init_weights": "sin_cos_init", "BETAS": (0.9, 0.99)}),
+    "timm's init, sine and cosine positions, beta2 0.999": (
+        {},
+        {"init_weights": "sin_cos_init", "BETAS": (0.9, 0.999)},
+    ),
     "lr 1.2e-3": ({"lr": 1.2e-3}, {}),
     "mean pooling": ({"pool": "mean"}, {}),
-    "no label smoothing, MixUp": ({"mixup": 0.2}, {}),
 }
 COMPARISONS = {"quick": QUICK, "recipe": RECIPE, "rates": RATES, "choices": CHOICES}
 
@@ -163,6 +168,22 @@ def sin_cos_init(model: nn.Module) -> None:
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     angles = torch.cat([columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies], dim=1)
     model.pos_embed[0, 1:] = 0.3 * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@torch.no_grad()
+def mimetic_init(model: nn.Module) -> None:
+    """Query times key of a head near the identity, projection times value near its negative (arXiv 2305.09828)."""
+    sin_cos_init(model)
+    for block in model.blocks:
+        attn, D = block.attn, block.attn.proj.in_features
+        query, key, value = attn.qkv.weight.split(D)
+        for rows in torch.arange(D).chunk(attn.num_heads):  # those of one head
+            U, S, Vh = torch.linalg.svd(0.7 * (torch.randn(D, D) / D**0.5 + torch.eye(D)))
+            query[rows] = (U * S.sqrt()).T[: len(rows)]
+            key[rows] = (S.sqrt()[:, None] * Vh)[: len(rows)]
+        U, S, Vh = torch.linalg.svd(0.4 * (torch.randn(D, D) / D**0.5 - torch.eye(D)))
+        value.copy_(S.sqrt()[:, None] * Vh)
+        attn.proj.weight.copy_(U * S.sqrt())
 
 
 def timm_vit(cfg: SimpleNamespace, num_classes: int) -> nn.Module:
@@ -378,7 +399,7 @@ def flops(run: Any) -> float:
 
 def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     """q1's training and test; writes its files into --out."""
-    q1 = notebook(PLAIN | {"BETAS": (0.9, 0.999)} if args.plain else {})
+    q1 = notebook({})
     left = args.minutes - (time.perf_counter() - BEGAN) / 60 - args.reserve
     run = new_run(q1, {"max_minutes": max(0.05, left)} | (SMALL if args.small else {}) | args.set, found, compute)
     if (args.out / "last.pth").is_file():
@@ -405,7 +426,6 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="images of a class and split")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of q1, for every variant")
-    parser.add_argument("--plain", action="store_true", help="timm's initial weights and AdamW's usual betas (train)")
     parser.add_argument("--amp", default=None, help="fp16, bf16 or fp32; default: by device")
     parser.add_argument("--small", action="store_true", help="tiny models, to try this script out on a CPU")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "gpu")
