@@ -214,7 +214,7 @@ def test_a_step_is_what_torch_makes_of_its_parts(q1):
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and n not in ("cls_token", "pos_embed")]
     others = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=q1.BETAS, foreach=False, fused=False)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), foreach=False, fused=False)
     x, y = batch(q1, run)
     for step in range(3):
         q1.set_rates(run)
@@ -376,7 +376,9 @@ def test_every_precision_learns(q1, precision):
     run = make_run(q1, precision=precision, lr=3e-3, warmup_epochs=0)
     x, y = batch(q1, run)
     results = [q1.train_step(run, x, y).tolist() for _ in range(30)]
-    assert results[-1][0] < results[0][0] - 0.5 and all(math.isfinite(norm) for _, norm in results)
+    assert results[-1][0] < results[0][0] - 0.5 and all(math.isfinite(loss) for loss, _ in results)
+    skipped = sum(not math.isfinite(norm) for _, norm in results)
+    assert skipped <= (3 if precision == "fp16" else 0)  # until the scaler has found its scale
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 

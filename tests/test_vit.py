@@ -91,7 +91,7 @@ def test_a_permutation_of_patches_matters_only_through_positions(q1):
 
 def test_initial_attention_is_near_multiples_of_the_identity(q1):
     """Per head query' key is 0.7 (I + noise) cut to the head's rank; proj value is 0.4 (noise - I)."""
-    attn = q1.ViT(config(embed_dim=96), 10).blocks[1].attn
+    attn = q1.ViT(config(embed_dim=96, mimetic=True), 10).blocks[1].attn
     query, key, value = attn.qkv.weight.detach().split(96)
     product = attn.proj.weight.detach() @ value
     assert product.diagonal().mean() == pytest.approx(-0.4, abs=0.02)
