@@ -100,7 +100,7 @@ def _bridged(rings: list[np.ndarray]) -> np.ndarray:
     while len(points):
         for block in np.array_split(new, 1 + len(new) * len(points) // 10_000_000):  # 40 MB of distances at a time
             pair = (torch.from_numpy(a.astype(np.float32)) for a in (points, block))
-            distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")  # exact where they are small
+            distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")  # small ones are exact
             least, where = (values.numpy() for values in distances.min(1))
             closer = least < distance
             distance[closer], nearest[closer] = least[closer], block[where[closer]]
@@ -125,9 +125,9 @@ def _yolo_line(label: int, mask: np.ndarray) -> str:
 
 
 def _store_image(path: Path, image: np.ndarray, folder: Path, name: str) -> None:
-    """A JPEG as it is, of anything else the pixels that were segmented. No link: ultralytics rewrites damaged files."""
-    with Image.open(path) as source:
-        is_jpeg = source.format in ("JPEG", "MPO")
+    """A JPEG as it is, of anything else the pixels that were segmented. No link: ultralytics mends damaged files."""
+    with path.open("rb") as file:
+        is_jpeg = file.read(3) == b"\xff\xd8\xff"
     with atomic_path(folder / f"{name}{'.jpg' if is_jpeg else '.png'}") as temporary:
         if is_jpeg:
             shutil.copyfile(path, temporary)
@@ -163,7 +163,9 @@ def export_together(
             temporary.write_text(_data_yaml(phrases), encoding="utf-8")
         lines.append(f"YOLO data set: {out / 'yolo' / 'data.yaml'}")
     if "cutouts" in formats:
-        cutouts = {_cutout_name(name, d["id"], d["label"]) for _, name in images for d, _ in _objects(out / name)}
+        cutouts = {
+            _cutout_name(name, d["id"], d["label"]) for _, name in images for d, _ in _objects(_record(out / name))
+        }
         names = {name for _, name in images}
         for file in (out / "cutouts").glob("*.png"):
             if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in names:
@@ -179,10 +181,11 @@ def write_coco(out: Path, given: str | Path, images: Named, phrases: Sequence[st
     with atomic_path(out / "coco.json") as temporary, temporary.open("w", encoding="ascii") as file:
         file.write('{"annotations": [')
         for number, (path, name) in enumerate(images, 1):
-            size = _record(out / name)["image"]
+            record = _record(out / name)
+            size = record["image"]
             relative = Path(os.path.relpath(path, root)).as_posix()
             entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
-            for found, area in _objects(out / name):
+            for found, area in _objects(record):
                 count += 1
                 annotation = {
                     "id": count,
@@ -209,9 +212,9 @@ def _record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
 
 
-def _objects(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The entries of a folder's `detections.json` whose masks are not empty, and their areas in pixels."""
-    for found in _record(folder)["detections"]:
+def _objects(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The detections of a record whose masks are not empty, and their areas in pixels."""
+    for found in record["detections"]:
         if area := int(coco_mask.area(found["mask"])):
             yield found, area
 

@@ -233,7 +233,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  
 
 def output_names(paths: Sequence[str | Path]) -> list[str]:
     """One folder name per image, in order: its stem where no other image has it, else its name with the suffix, else
-    that after its folder's name, and a number as the last resort.
+    that after its folder's name, and a number as the last resort. None is one of `TOGETHER`.
 
     No two are equal where upper and lower case or the forms of an accented letter are not told apart, and each can be
     a folder on Linux, macOS and Windows.

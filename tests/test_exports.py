@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from helpers.detections import Detection, mask_box, mask_iou
 from helpers.exports import FORMATS, export_image, export_together, mask_polygon, parse_formats
-from helpers.images import find_images, output_names
+from helpers.images import find_images, output_names, read_image
 from helpers.outputs import write_detections
 
 PHRASES = ["red circle", "cat", "кот 7: «b_c»"]
@@ -150,12 +150,13 @@ def exported(tmp_path):
     for name in ("a/x.jpg", "b/x.png", "b/x.bmp", "y_1.png", "é z.gif"):
         (given / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (90, 120, 3), np.uint8)).save(given / name)
+    cv2.imwrite(str(given / "w.tif"), draw.random((90, 120, 3), np.float32))  # a kind that Pillow does not read
     pattern = given / "**" / "*"
     paths = find_images(pattern)
-    assert len(paths) == 5
+    assert len(paths) == 6
     images, content = list(zip(paths, output_names(paths), strict=True)), {}
     for k, (path, name) in enumerate(images):
-        image = np.array(Image.open(path).convert("RGB"))
+        image = read_image(path)
         masks = [blob(10 * k + i) for i in range(k)]  # none in the first
         if k == 2:
             masks.insert(0, np.zeros((90, 120), bool))
@@ -165,7 +166,7 @@ def exported(tmp_path):
         export_image(out, name, path, image, found, PHRASES, FORMATS)
         content[name] = image, found
     lines = export_together(out, pattern, images, PHRASES, FORMATS)
-    assert len(lines) == 3 and "10 cut-outs" in lines[2]
+    assert len(lines) == 3 and "15 cut-outs" in lines[2]
     return given, out, images, content
 
 
@@ -178,8 +179,9 @@ def test_coco_instances_as_pycocotools_reads_them(exported):
         {"id": i, "name": name, "supercategory": ""} for i, name in enumerate(PHRASES, 1)
     ]
     entries = coco.loadImgs(coco.getImgIds())
-    assert {entry["file_name"] for entry in entries} == {"a/x.jpg", "b/x.png", "b/x.bmp", "y_1.png", "é z.gif"}
-    assert len(coco.anns) == 10
+    expected = ["a/x.jpg", "b/x.bmp", "b/x.png", "w.tif", "y_1.png", "é z.gif"]
+    assert [entry["file_name"] for entry in entries] == expected
+    assert len(coco.anns) == 15
     for entry, (path, name) in zip(entries, images, strict=True):
         assert (given / entry["file_name"]).samefile(path) and (entry["width"], entry["height"]) == (120, 90)
         kept = [d for d in content[name][1] if d.mask.any()]
@@ -206,7 +208,7 @@ def test_yolo_polygons_are_the_masks_and_lie_where_ultralytics_looks(exported):
     assert about == {"train": "images", "val": "images", "names": dict(enumerate(PHRASES))}
     pictures = {file.stem: file for file in (out / "yolo" / "images").iterdir()}
     labels = {file.stem: file for file in (out / "yolo" / "labels").iterdir()}
-    assert pictures.keys() == labels.keys() == content.keys() and len(content) == len(images) == 5
+    assert pictures.keys() == labels.keys() == content.keys() and len(content) == len(images) == 6
     for name, (image, found) in content.items():
         np.testing.assert_array_equal(np.array(Image.open(pictures[name]).convert("RGB")), image)
         kept = [d for d in found if d.mask.any()]
@@ -253,6 +255,10 @@ def test_a_second_run_leaves_nothing_of_the_first(exported):
     record = json.loads((out / "coco.json").read_text())
     assert record["annotations"] == [] and [c["name"] for c in record["categories"]] == ["cat"]
     assert not [path for path in out.rglob(".*") if ".part" in path.name]
+
+
+def test_no_image_has_its_folder_where_the_exports_go():
+    assert output_names(["yolo.png", "Cutouts.jpg", "coco.json.png"]) == ["yolo_2", "Cutouts_2", "coco.json_2"]
 
 
 def test_nothing_is_written_that_is_not_asked_for(tmp_path):

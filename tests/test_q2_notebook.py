@@ -221,6 +221,9 @@ def test_q2_shares_a_folder_among_processes(tmp_path):
             record = check_outputs(out / Path(row["image"]).stem, {"circle", "square", "star"})
             assert len(record["detections"]) == int(row["objects"])
     assert {path.name for path in out.glob("*.png")} >= {"boxes.png", "result.png", "folder.png"}
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png", "3.png"]
+    assert len(coco["annotations"]) == sum(int(row["objects"]) for row in rows if not row["skipped"])
 
 
 def test_q2_exports_a_folder_in_every_format(tmp_path):
