@@ -21,9 +21,9 @@ EDGES = " \t-\u2013—*+_·\"'`“”\u2018\u2019„«»"  # bullets, quotation 
 INNER = re.compile(
     r"(?<=\d)[.,](?=\d)|(?<!\S)\.(?=\d)"  # 2.5 inch, 1,000, .5 inch
     r"|(?<=\b[^\W\d_])\.(?=[^\W\d_]\.)|(?<=\b[^\W\d_]\.[^\W\d_])\."  # U.S. flag, e.g.
-    r"|\b(?:capt|dr|ft|gen|jr|lt|mr|mrs|ms|mt|prof|sgt|sr|st|vs)\.(?=\s+\w)"  # St. Bernard
-    r"|\b(?:fig|no|nr|vol)\.(?=\s*\d)"  # No. 5
-    r"|(?<=\d) ?(?:ft|gal|in|lb|lbs|oz)\.(?=\s+\w)"  # 12 oz. can
+    r"|\b(?:capt|dr|ft|gen|jr|lt|mr|mrs|ms|mt|prof|sgt|sr|st|vs)\.(?= *\w)"  # St. Bernard
+    r"|\b(?:fig|no|nr|vol)\.(?= *\d)"  # No. 5
+    r"|(?<=\d) ?(?:ft|gal|in|lb|lbs|oz)\.(?= *\w)"  # 12 oz. can
 )
 # GroundingDINO lets the tokens up to one of these attend to each other, and to no others.
 BREAKS = re.compile(r"[.?]")

@@ -99,6 +99,7 @@ def test_a_number_or_an_abbreviation_goes_on(phrase):
         ("cat.x.dog", ["cat", "x", "dog"]),
         ("1,2 cats", ["1,2 cats"]),
         ("flag of the U.S.", ["flag of the u.s."]),
+        ("St.Bernard, wall st.\nno.\n5", ["st.bernard", "wall st", "no", "5"]),
         ("a 12 oz. cat. dog", ["a 12 oz. cat", "dog"]),
         ("(cat, dog)", ["cat", "dog"]),
         ("(red) cat, dog (black)", ["(red) cat", "dog (black)"]),
