@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -208,6 +209,16 @@ def find_images(path: str | Path) -> list[Path]:
     return sorted(found, key=lambda file: natural(str(file)))
 
 
+def given_root(path: str | Path) -> Path:
+    """The folder in which `find_images(path)` begins to look: a folder itself, a file's, or a pattern's fixed part."""
+    path = _expand(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        return path.parent
+    return Path(*itertools.takewhile(lambda part: not any(sign in part for sign in "*?["), path.parts))
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in KINDS.split() and path.is_file()
 
@@ -216,24 +227,25 @@ def _is_image(path: Path) -> bool:
 
 # What some file system does not take in a name; surrogates stand for bytes that are no text.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f<>:\"/\\|?*\ud800-\udfff]")
+TOGETHER = ("coco.json", "yolo", "cutouts", "summary.csv")  # what is written for all images beside their folders
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, as Windows sees them
 
 
 def output_names(paths: Sequence[str | Path]) -> list[str]:
     """One folder name per image, in order: its stem where no other image has it, else its name with the suffix, else
-    that after its folder's name, and a number as the last resort.
+    that after its folder's name, and a number as the last resort. None is one of `TOGETHER`.
 
     No two are equal where upper and lower case or the forms of an accented letter are not told apart, and each can be
     a folder on Linux, macOS and Windows.
     """
     paths = [Path(path) for path in paths]
     spellings = [
-        [_safe(path.stem) for path in paths],
-        [_safe(path.name.replace(".", "_")) for path in paths],
-        [_safe(f"{path.absolute().parent.name}_{path.name}".replace(".", "_")) for path in paths],
+        [safe_name(path.stem) for path in paths],
+        [safe_name(path.name.replace(".", "_")) for path in paths],
+        [safe_name(f"{path.absolute().parent.name}_{path.name}".replace(".", "_")) for path in paths],
     ]
     counts = [Counter(map(_key, names)) for names in spellings]
-    result, taken = [], set()
+    result, taken = [], set(TOGETHER)
     for choices in zip(*spellings, strict=True):
         unique = [name for name, count in zip(choices, counts, strict=True) if count[_key(name)] == 1]
         base = name = (unique or choices[-1:])[0]
@@ -250,8 +262,9 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _safe(name: str) -> str:
-    name = _UNSAFE.sub("_", name).encode()[:180].decode(errors="ignore").strip(". ")  # file systems take 255 bytes
+def safe_name(name: str, most: int = 180) -> str:
+    """`name` as every file system takes it, of at most `most` bytes."""
+    name = _UNSAFE.sub("_", name).encode()[:most].decode(errors="ignore").strip(". ")  # file systems take 255 bytes
     if not name or _RESERVED.fullmatch(name):
         name += "_"
     return name

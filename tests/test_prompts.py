@@ -1,7 +1,10 @@
 """helpers/prompts.py, with BERT's tokenizers as the installed transformers has them."""
 
+import contextlib
 import itertools
+import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -36,7 +39,6 @@ def tokenizer(request, tmp_path_factory):
         (" . ,cat ..,\r\n dog ,. ", ["cat", "dog"]),
         ("cat. dog. CAT. Dog. cat", ["cat", "dog"]),
         ("猫。红狗\uff0c鸟、cat\uff0edog｡ox､", ["猫", "红狗", "鸟", "cat", "dog", "ox"]),
-        ("u.s. flag", ["u", "s", "flag"]),
         ("t-shirt. dog's bowl. who?", ["t-shirt", "dog's bowl", "who?"]),
         ("ÉCLAIR. Straße. ПЁС", ["éclair", "straße", "пёс"]),
         ("🦊. red 🦊", ["🦊", "red 🦊"]),
@@ -48,16 +50,120 @@ def test_parse_phrases(prompt, phrases):
     assert parse_phrases(prompt) == phrases
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", ".", " . , \n . ", "。\uff0c、", "\udce9"])
+@pytest.mark.parametrize(
+    "sign", [*".,;|\n\r\v", "\r\n", *"、\uff0c\uff1b\uff5c。\uff0e｡､…", *"\u060c\u061b\u06d4\u0964\u2028", *"•①⑳"]
+)
+@pytest.mark.parametrize("space", ["", " "])
+def test_what_separates_phrases(sign, space):
+    assert parse_phrases(f"cat{space}{sign}{space}red dog{space}{sign}") == ["cat", "red dog"]
+
+
+@pytest.mark.parametrize("sign", [*"/&+-_:!?'·()", " and ", "\t", " - "])
+def test_what_does_not(sign):
+    assert len(parse_phrases(f"cat{sign}dog")) == 1
+
+
+@pytest.mark.parametrize("items", [
+    "1. {}\n2. {}\n3. {}", "1. {} 2. {} 3. {}", "1) {}, 2) {}, 3) {}", "(1) {}; (2) {}; (3) {};",
+    "1: {}\n2: {}\n3: {}",
+    "9. {}\n10. {}\n11. {}", "\uff11\uff0e{}\u3000\uff12\uff0e{}\u3000\uff13\uff0e{}",
+    "1、{} 2、{} 3、{}", "①{}②{}③{}", "1. {}.\n\n2. {}.\n\n3. {}.",
+    "- {}\n- {}\n- {}", " * {}\n * {}\n * {}", "+ {}\n+ {}\n+ {}", "\u2013 {}\n\u2013 {}\n\u2013 {}",
+    "• {} • {} • {}", "•{}\n•{}\n•{}",
+    "- [ ] {}\n- [x] {}\n- [ ] {}", "1. **{}**\n2. *{}*\n3. `{}`", "- 1. {}\n- 2. {}\n- 3. {}",
+])  # fmt: skip
+@pytest.mark.parametrize("phrases", [["cat", "red dog", "t-shirt"], ["猫", "a 2.5 inch screw", "u.s. flag"]])
+def test_list_numbers_and_bullets_are_dropped(items, phrases):
+    assert parse_phrases(items.format(*phrases)) == phrases
+
+
+@pytest.mark.parametrize("phrase", [
+    "a 2.5 inch screw", "a .5 inch nail", "1,000 bees", "16:9 screen", "3 cats", "u.s. flag", "u.s.a. map",
+    "e.g. a cat", "d.c. sign", "st. bernard", "dr. pepper can", "no. 5 jersey", "no.5 jersey",
+    "12 oz. can", "6 ft. ladder",
+])  # fmt: skip
+def test_a_number_or_an_abbreviation_goes_on(phrase):
+    for text in ("cat. {}. dog.", "cat, {}, dog", "{}\ncat\ndog", "1. cat 2. {} 3. dog", "['cat', '{}', 'dog']"):
+        assert sorted(parse_phrases(text.format(phrase.upper()))) == sorted(["cat", phrase, "dog"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        ("a. b. c.", ["a", "b", "c"]),  # letters to look for, no abbreviation
+        ("vitamin c. cat", ["vitamin c", "cat"]),
+        ("cat. 7. dog", ["cat", "7", "dog"]),  # a list that does not begin with a number is not numbered
+        ("player 5. player 6.", ["player 5", "player 6"]),
+        ("dog no. cat", ["dog no", "cat"]),
+        ("cat.2 dogs", ["cat", "2 dogs"]),
+        ("cat.x.dog", ["cat", "x", "dog"]),
+        ("1,2 cats", ["1,2 cats"]),
+        ("flag of the U.S.", ["flag of the u.s."]),
+        ("St.Bernard, wall st.\nno.\n5", ["st.bernard", "wall st", "no", "5"]),
+        ("a 12 oz. cat. dog", ["a 12 oz. cat", "dog"]),
+        ("(cat, dog)", ["cat", "dog"]),
+        ("(red) cat, dog (black)", ["(red) cat", "dog (black)"]),
+    ],
+)
+def test_what_could_mean_either(prompt, phrases):
+    assert parse_phrases(prompt) == phrases
+
+
+@pytest.mark.parametrize("given", [
+    ["cat", "red, round ball"], ("cat", "red, round ball"), [["cat", "red, round ball"]],
+    ["1. cat", "- Red,  round ball."], ["cat", "cat.", "CAT", "red, round ball"],
+])  # fmt: skip
+def test_each_item_of_a_list_is_a_phrase(given):
+    expected = ["cat", "red, round ball"]
+    assert parse_phrases(given) == parse_phrases(json.dumps(given)) == parse_phrases(f" {given}\n") == expected
+
+
+def test_a_list_of_one_text_is_that_text_and_json_keeps_its_letters():
+    assert parse_phrases(["a cat. a remote control."]) == ["a cat", "a remote control"]
+    assert parse_phrases(json.dumps(["🦊", "кот"])) == ["🦊", "кот"]
+    for text in (
+        "[cat, dog]",
+        '"cat", "dog"',
+        "“cat”; \u2018dog\u2019",
+        "('cat', 'dog')",
+        "['cat',\n 'dog',]",
+        '["cat", dog]',
+    ):
+        assert [phrase.strip('[]"') for phrase in parse_phrases(text)] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("code", [0x200B, 0x200C, 0x200D, 0x200E, 0x2060, 0xFEFF, 0xAD, 0xFE0F, 0x202A, 0x00, 0x1B])
+def test_what_cannot_be_seen_makes_no_phrase_twice(code):
+    unseen = chr(code)
+    assert parse_phrases(f"{unseen}red cat. red{unseen} cat. red ca{unseen}t. {unseen}. red\u00a0cat") == ["red cat"]
+
+
+def test_one_spelling_of_a_letter_is_another():
+    assert parse_phrases("cafe\u0301. CAFÉ. \uff43\uff41\uff46é") == ["café"]
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, "(" * 10_000 + ")" * 10_000, "{" * 1000, "1." * 50_000, " " * 100_000])
+def test_odd_texts_take_no_time_and_crash_nothing(text):
+    start = time.perf_counter()
+    with contextlib.suppress(ValueError):
+        parse_phrases(text)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "   ", ".", " . , \n . ", [], ["", " "], "[]", "\u200b", "。\uff0c、", "\udce9"]
+)
 def test_a_prompt_without_phrases(prompt):
     with pytest.raises(ValueError, match=r"names nothing to look for: give phrases, such as 'cat\. red dog\.'"):
         parse_phrases(prompt)
 
 
-@pytest.mark.parametrize(("prompt", "kind"), [(None, "NoneType"), (["cat"], "list"), (b"cat", "bytes"), (3, "int")])
+@pytest.mark.parametrize(("prompt", "kind"), [(None, "NoneType"), ({"cat"}, "set"), (b"cat", "bytes"), (3, "int")])
 def test_a_prompt_that_is_no_text(prompt, kind):
     with pytest.raises(TypeError, match=f"of type {kind}: give text, such as"):
         parse_phrases(prompt)
+    with pytest.raises(TypeError, match=f"a list with an item of type {kind}: give text"):
+        parse_phrases(["cat", prompt])
 
 
 def test_messages_stay_short():

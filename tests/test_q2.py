@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,6 +159,18 @@ def test_duplicates_are_suppressed_within_a_phrase_only_and_the_surest_come_firs
     ]
 
 
+def test_with_one_label_boxes_of_different_phrases_compete(networks, settings, q2, monkeypatch):
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5], [50, 50, 60, 60]]
+    scores = [{("cat", "cat"): 0.5}, {("red dog", "dog"): 0.6}, {("cat", "cat"): 0.4}, {("cat", "cat"): 0.9}]
+    expected = [("cat", boxes[3]), ("red dog", boxes[1]), ("cat", boxes[2])]
+    for at_once in (2, 1):  # in one pass of the detector, and in two
+        monkeypatch.setattr(q2, "caption_passes", partial(passes, at_once=at_once))
+        dino = networks(boxes, scores).dino
+        found = q2.detect(dino, IMAGE, ["cat", "red dog"], replace(settings, one_label=True))
+        assert [(d.label, list(d.box)) for d in found] == expected
+        assert len(q2.detect(dino, IMAGE, ["cat", "red dog"], settings)) == 4
+
+
 def test_results_of_several_passes_are_joined(networks, settings, q2, monkeypatch):
     monkeypatch.setattr(q2, "caption_passes", lambda *args: passes(*args, at_once=1))
     dino = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6, ("red dog", "red"): 0.5}]).dino
@@ -182,6 +195,8 @@ def test_settings_refuse_what_is_no_share(q2):
         q2.Settings(0.3, 0.25, 0.4, 1.5, 50)
     with pytest.raises(ValueError, match="max_objects=0"):
         q2.Settings(0.3, 0.25, 0.4, 0.7, 0)
+    with pytest.raises(ValueError, match="one_label='no': give True or False"):
+        q2.Settings(0.3, 0.25, 0.4, 0.7, 50, "no")
 
 
 # --- CLIPSeg's part ---

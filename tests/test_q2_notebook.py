@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 import nbload
 import nbrun
+from helpers.detections import mask_iou
 from helpers.examples import draw_examples
 from helpers.launch import export_script
 from helpers.outputs import decode_mask
@@ -25,8 +28,8 @@ ROOT = nbload.ROOT
 # fmt: off
 PARAMETERS = [
     "IMAGE_PATH", "TEXT_PROMPT", "VIDEO_PATH", "OUT_DIR", "box_threshold", "text_threshold", "clipseg_thr", "nms_iou",
-    "max_objects", "models", "dino_weights", "sam2_weights", "clipseg_weights", "bert_path", "download",
-    "redetect_every", "max_seconds", "compile", "seed",
+    "max_objects", "one_label", "export", "models", "dino_weights", "sam2_weights", "clipseg_weights", "bert_path",
+    "download", "redetect_every", "max_seconds", "compile", "seed",
 ]
 # fmt: on
 # Whoever imports this at start-up cannot reach any network; unix sockets and this machine itself (the kernel's own
@@ -104,6 +107,10 @@ def test_q2_does_the_whole_folder(run):
     for row in rows:
         folder = run / Path(row["image"]).stem
         assert int(row["objects"]) == len(json.loads((folder / "detections.json").read_text())["detections"])
+    assert not (run / "yolo").exists() and not (run / "cutouts").exists()
+    coco = json.loads((run / "coco.json").read_text())  # by default
+    assert [image["file_name"] for image in coco["images"]] == [Path(row["image"]).name for row in rows]
+    assert len(coco["annotations"]) == sum(int(row["objects"]) for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +221,48 @@ def test_q2_shares_a_folder_among_processes(tmp_path):
             record = check_outputs(out / Path(row["image"]).stem, {"circle", "square", "star"})
             assert len(record["detections"]) == int(row["objects"])
     assert {path.name for path in out.glob("*.png")} >= {"boxes.png", "result.png", "folder.png"}
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png", "3.png"]
+    assert len(coco["annotations"]) == sum(int(row["objects"]) for row in rows if not row["skipped"])
+
+
+def test_q2_exports_a_folder_in_every_format(tmp_path):
+    """With a prompt in a list, and one label for each object."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for i, name in enumerate(["a/x.png", "b/x.png", "y.jpg", "z.png"]):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_scene(i, 120, 160).image).save(photos / name)
+    (photos / "z.png").write_bytes(b"no image")
+    given = {"TEXT_PROMPT": '["Circle", "square", "star"]', "one_label": True, "export": "coco,yolo,cutouts"}
+    done = execute(out, models="tiny", IMAGE_PATH=photos / "**" / "*", **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "phrases: circle | square | star" in nbrun.printed(out)
+    coco = COCO(out / "coco.json")
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["circle", "square", "star"]
+    entries = coco.loadImgs(coco.getImgIds())
+    assert [entry["file_name"] for entry in entries] == ["a/x.png", "b/x.png", "y.jpg"]
+    folders = [out / name for name in ("a_x_png", "b_x_png", "y")]
+    for entry, folder in zip(entries, folders, strict=True):
+        record = check_outputs(folder, {"circle", "square", "star"})
+        masks = [coco.annToMask(a).astype(bool) for a in coco.loadAnns(coco.getAnnIds(imgIds=entry["id"]))]
+        assert len(masks) == len(record["detections"])
+        instances = np.asarray(Image.open(folder / "instances.png"))
+        assert np.array_equal(np.any([*masks, instances < 0], axis=0), instances > 0)
+        for number, mask in enumerate(masks, 1):
+            assert mask[instances == number].all()
+        lines = (out / "yolo" / "labels" / f"{folder.name}.txt").read_text().splitlines()
+        for line, mask in zip(lines, masks, strict=True):
+            polygon = np.array(line.split()[1:], float).reshape(-1, 2) * mask.shape[::-1]
+            filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [polygon.astype(np.int32)], 1) > 0
+            assert mask_iou(filled, mask) > 0.9
+        assert len(list((out / "cutouts").glob(f"{folder.name}_*_*.png"))) == len(masks)
+    assert coco.anns and {file.stem for file in (out / "yolo" / "images").iterdir()} == {f.name for f in folders}
+    assert (out / "yolo" / "data.yaml").is_file()
+
+
+def test_q2_refuses_an_unknown_export_before_it_looks_for_models(tmp_path):
+    done = execute(tmp_path / "out", models="full", download=False, export="coco, voc")
+    assert done.returncode != 0 and "export='coco, voc', 'voc' in it: give any of coco, yolo, cutouts" in done.stderr
 
 
 def test_q2_refuses_a_broken_model_and_names_its_file(tmp_path):
@@ -231,4 +280,5 @@ def test_q2_has_the_parameters_of_its_contract_as_literals():
     exec(cell["source"], namespace)
     assert [name for name in namespace if name != "__builtins__"] == PARAMETERS
     expected = {"box_threshold": 0.35, "text_threshold": 0.25, "clipseg_thr": 0.4, "nms_iou": 0.7, "models": "auto"}
-    assert expected.items() <= namespace.items() and namespace["download"] is True
+    expected |= {"download": True, "one_label": False, "export": "coco"}
+    assert expected.items() <= namespace.items()
