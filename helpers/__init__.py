@@ -1,1 +1,33 @@
-"""What the notebooks need but the reader did not come for: data, devices, checkpoints, drawing. One module, one job."""
+"""What the notebooks need but the reader did not come for. Four rooms, one module for each job.
+
+common    what both notebooks need
+  environment    Kaggle, Colab or elsewhere; packages and their versions; where files lie
+  device         the device, its precision, and whether this torch has kernels for it
+  distributed    several processes under torchrun: agreement, shares, sums
+  launch         a notebook as a script in a process for each GPU
+  files          files that are either whole or not there; what lies in a folder
+  download       one file from the first mirror that has it
+  figures        how figures look, are kept and shown
+  boxes          the box of a mask
+vit       q1's
+  config         settings: presets, what the user gave, what can work
+  data, image_set, cifar_readers, cifar_pickle    CIFAR-10 in whatever layout, checked, as tensors
+  augment        crops, flips, RandAugment, Random Erasing as batched tensor operations
+  engine         a training step that fits into memory, compiled, as one CUDA graph
+  clock, progress    how far a run is; what it counts and remembers
+  checkpoint     best_vit_cifar10.pth, last.pth, run_summary.json; resuming
+  evaluate       predictions, accuracy, calibration, mistakes
+  figures        curves, reports, attention
+segment   q2's
+  prompts        text to phrases, and to GroundingDINO's captions
+  weights, hub   which models are used, and where they are found
+  grounding_dino, sam2_masks, sam2_video, clipseg    the models
+  detections     the record of one object; masks compared
+  association    which detection of a video is which object
+  images, video, examples    files in, and something to try
+  outputs, exports    files out, for one image or video, and for many images
+  overlay, figures, playground    what a person sees
+  track_scores   tracks against the truth of a drawn clip
+shapes    the drawn world of both
+  synthetic      renderer, ten classes, scenes, clips
+"""

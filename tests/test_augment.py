@@ -1,4 +1,4 @@
-"""helpers/augment.py against Pillow (through timm's operations), and the distribution of what it draws.
+"""helpers/vit/augment.py against Pillow (through timm's operations), and the distribution of what it draws.
 
 The statistical tests have fixed seeds. Their bounds are about five standard deviations wide, so that another seed, or
 another version's random numbers, would pass them too.
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
 
-from helpers import augment
-from helpers.augment import OPS, apply_ops, op_parameters, rand_augment, random_crop_flip, random_erasing
+from helpers.vit import augment
+from helpers.vit.augment import OPS, apply_ops, op_parameters, rand_augment, random_crop_flip, random_erasing
 
 FILL = (10, 128, 200)
 UNSIGNED = {"AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"}

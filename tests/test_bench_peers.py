@@ -11,7 +11,7 @@ from PIL import Image
 
 import bench_peers
 from bench_q2 import TINY
-from helpers.image_set import CLASSES
+from helpers.vit.image_set import CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*", "ignore:.*cannot import name '_C'.*")
 RATES = ["contender", "setting", "n", "median {}", "min", "max", "ratio to ours"]

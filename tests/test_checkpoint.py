@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import checkpoint as ckpt
+from helpers.vit import checkpoint as ckpt
 from test_recipe import make_run
 
 

@@ -1,4 +1,4 @@
-"""helpers/clipseg.py: against transformers' own processor and model, a phrase at a time, and on a miniature."""
+"""helpers/segment/clipseg.py: against transformers' own processor and model, a phrase at a time, and on a miniature."""
 
 import json
 import warnings
@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
 from transformers.utils import logging
 
-from helpers import clipseg
-from helpers.clipseg import load_clipseg
-from helpers.device import Compute
+from helpers.common.device import Compute
+from helpers.segment import clipseg
+from helpers.segment.clipseg import load_clipseg
 from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.config import check_config, check_resumable, collect, fit_to_images, make_config, start
+from helpers.vit.config import check_config, check_resumable, collect, fit_to_images, make_config, start
 
 RECIPE = {"lr": (1, 2, 3), "pool": ("cls", "mean", "cls")}
 PRESETS = ("quick", "t4", "best")

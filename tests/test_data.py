@@ -1,4 +1,4 @@
-"""helpers/data.py: every layout, every kind of damage, the search and the split, on small image sets."""
+"""helpers/vit/data.py: every layout, every kind of damage, the search and the split, on small image sets."""
 
 import csv
 import functools
@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
+from helpers.vit.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RNG = np.random.default_rng(7)
@@ -767,7 +767,7 @@ def test_hold_out_says_which_size_does_not_fit(numbered, val_size, train_size, s
 
 def test_importing_needs_neither_network_nor_cuda():
     code = (
-        "import socket, sys; socket.socket.connect = None; socket.getaddrinfo = None; import helpers.data, torch; "
+        "import socket, sys; socket.socket.connect = None; socket.getaddrinfo = None; import helpers.vit.data, torch; "
         "assert not torch.cuda.is_initialized(); assert 'pyarrow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1], timeout=60)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import device
+from helpers.common import device
 
 RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 

@@ -14,9 +14,9 @@ import torch
 
 import nbrun
 import train_ranks
-from helpers import distributed
-from helpers import launch as launching
-from helpers.launch import export_script, launch
+from helpers.common import distributed
+from helpers.common import launch as launching
+from helpers.common.launch import export_script, launch
 from test_notebooks import ROOT, SHORT, SUMMARY_KEYS, TINY
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

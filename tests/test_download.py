@@ -1,4 +1,4 @@
-"""helpers/download.py, and the search that uses it: mirrors of every kind, from a server on this machine."""
+"""helpers/common/download.py, and the search that uses it: mirrors of every kind, from a server on this machine."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.data import DataError, download_cifar10, load_cifar10, load_images
+from helpers.vit.data import DataError, download_cifar10, load_cifar10, load_images
 from offline import hang_on_look_up
 from test_data import check, write_archive
 

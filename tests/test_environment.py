@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import environment
+from helpers.common import environment
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_helpers_are_found_beside_above_and_among_kaggle_inputs(q1, tmp_path):
     nested.mkdir(parents=True)
     attached.mkdir()
     assert q1.find_helpers([nested], attached) is None
-    deep = attached / "datasets" / "someone" / "vit" / "helpers"
-    deep.mkdir(parents=True)
-    (deep / "device.py").touch()
-    assert q1.find_helpers([nested], attached) == deep.parent
-    (tmp_path / "project" / "helpers").mkdir()
-    (tmp_path / "project" / "helpers" / "device.py").touch()
+    deep = attached / "datasets" / "someone" / "vit"
+    (deep / "helpers" / "common").mkdir(parents=True)
+    (deep / "helpers" / "common" / "device.py").touch()
+    assert q1.find_helpers([nested], attached) == deep
+    (tmp_path / "project" / "helpers" / "common").mkdir(parents=True)
+    (tmp_path / "project" / "helpers" / "common" / "device.py").touch()
     assert q1.find_helpers([nested], attached) == tmp_path / "project"
     assert q1.find_helpers([tmp_path, tmp_path / "elsewhere"], attached) == tmp_path / "project"
 
@@ -180,9 +180,11 @@ def forbidden(*args, **kwargs): raise AssertionError("touched at import")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = forbidden
 torch.cuda._lazy_init = torch.cuda.is_available = torch.cuda.device_count = forbidden
 import helpers
-for module in pkgutil.iter_modules(helpers.__path__): importlib.import_module("helpers." + module.name)
+names = [m.name for m in pkgutil.walk_packages(helpers.__path__, "helpers.")]
+assert len(names) > 30
+for name in names: importlib.import_module(name)
 print("clean")
 """
-    root = Path(environment.__file__).parent.parent
+    root = Path(environment.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "clean\n", done.stderr

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from helpers import evaluate
-from helpers.data import Split
-from helpers.device import Compute, pick_compute
+from helpers.common.device import Compute, pick_compute
+from helpers.vit import evaluate
+from helpers.vit.data import Split
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 

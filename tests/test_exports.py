@@ -1,4 +1,4 @@
-"""helpers/exports.py, its files read back by other tools than those that wrote them."""
+"""helpers/segment/exports.py, its files read back by other tools than those that wrote them."""
 
 import contextlib
 import io
@@ -12,10 +12,11 @@ import yaml
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from helpers.detections import Detection, mask_box, mask_iou
-from helpers.exports import FORMATS, export_image, export_together, mask_polygon, parse_formats
-from helpers.images import find_images, output_names, read_image
-from helpers.outputs import write_detections
+from helpers.common.boxes import mask_box
+from helpers.segment.detections import Detection, mask_iou
+from helpers.segment.exports import FORMATS, export_image, export_together, mask_polygon, parse_formats
+from helpers.segment.images import find_images, output_names, read_image
+from helpers.segment.outputs import write_detections
 
 PHRASES = ["red circle", "cat", "кот 7: «b_c»"]
 

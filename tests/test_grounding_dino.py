@@ -1,4 +1,4 @@
-"""helpers/grounding_dino.py: both packages at full size with the same weights, against each other; every bad file."""
+"""segment/grounding_dino.py: both packages at full size with the same weights, against each other; every bad file."""
 
 import json
 import re
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from helpers.device import Compute
-from helpers.grounding_dino import (
+from helpers.common.device import Compute
+from helpers.segment.grounding_dino import (
     PATCH_EMBED,
     WORD_EMBED,
     TextEncoder,
@@ -653,7 +653,7 @@ def module_with(tensors):
 )
 def test_a_checkpoint_of_other_tensors(tmp_path, monkeypatch, change, message):
     tensors = {**stand_in(), "transformer.level_embed": torch.zeros(4, 256)}
-    monkeypatch.setattr("helpers.grounding_dino._build_original", lambda *_: module_with(tensors))
+    monkeypatch.setattr("helpers.segment.grounding_dino._build_original", lambda *_: module_with(tensors))
     state = {key: value for key, value in {**tensors, **change}.items() if value is not None}
     torch.save({"model": state}, tmp_path / "some.pth")
     write_vocabulary(tmp_path, 1040)
@@ -701,7 +701,8 @@ def test_a_snapshot_of_the_hub_has_the_name_of_its_id(tiny, tmp_path):
 
 def test_importing_is_light():
     code = (
-        "import sys, socket; socket.socket.connect = None; import helpers.prompts, helpers.grounding_dino, torch; "
+        "import sys, socket, torch; socket.socket.connect = None; "
+        "import helpers.segment.prompts, helpers.segment.grounding_dino; "
         "print([m for m in ('transformers', 'groundingdino', 'timm') if m in sys.modules], torch.cuda.is_initialized())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import images
-from helpers.images import ImageError, find_images, output_names, read_first, read_image
+from helpers.segment import images
+from helpers.segment.images import ImageError, find_images, output_names, read_first, read_image
 
 UNCOMPRESSED = (cv2.IMWRITE_TIFF_COMPRESSION, 1)  # the default of some versions of OpenCV is lossy for floats
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import nbload
 import nbrun
-from helpers import data
+from helpers.vit import data
 
 ROOT = nbload.ROOT
 CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"

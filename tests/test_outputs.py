@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from helpers.detections import Detection
-from helpers.outputs import (
+from helpers.segment.detections import Detection
+from helpers.segment.outputs import (
     decode_mask,
     draw_tracked,
     encode_mask,
@@ -18,8 +18,8 @@ from helpers.outputs import (
     write_detections,
     write_tracks,
 )
-from helpers.overlay import draw_instances
-from helpers.synthetic import shape_mask
+from helpers.segment.overlay import draw_instances
+from helpers.shapes.synthetic import shape_mask
 
 FILES = ["detections.json", "instances.png", "mask.png", "overlay.png"]
 MODELS = {"groundingdino": "tiny", "sam2": "tiny", "clipseg": "tiny"}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from helpers import plotting
-from helpers.detections import Detection
-from helpers.playground import playground
+from helpers.common import figures as plotting
+from helpers.segment.detections import Detection
+from helpers.segment.playground import playground
 
 pytest.importorskip("ipywidgets")
 IMAGE = np.full((40, 60, 3), 90, np.uint8)

@@ -1,4 +1,4 @@
-"""helpers/prompts.py, with BERT's tokenizers as the installed transformers has them."""
+"""helpers/segment/prompts.py, with BERT's tokenizers as the installed transformers has them."""
 
 import contextlib
 import itertools
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from helpers.prompts import Caption, caption_passes, parse_phrases, unreadable
+from helpers.segment.prompts import Caption, caption_passes, parse_phrases, unreadable
 
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 WORDS = ["a", "the", "on", "left", "cat", "dog", "red", "un", "##ic", "##yc", "##list", "t", "-", "shirt", "'", "s"]

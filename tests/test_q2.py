@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import nbload
-from helpers import association
-from helpers.detections import Detection
-from helpers.device import Compute
-from helpers.outputs import decode_mask
-from helpers.prompts import Caption
+from helpers.common.device import Compute
+from helpers.segment import association
+from helpers.segment.detections import Detection
+from helpers.segment.outputs import decode_mask
+from helpers.segment.prompts import Caption
 
 PIECES = {"cat": ["cat"], "red dog": ["red", "dog"], "unicycling": ["uni", "##cycl", "##ing"]}
 

@@ -16,13 +16,13 @@ from pycocotools.coco import COCO
 
 import nbload
 import nbrun
-from helpers.detections import mask_iou
-from helpers.examples import draw_examples
-from helpers.launch import export_script
-from helpers.outputs import decode_mask
-from helpers.prompts import parse_phrases
-from helpers.synthetic import make_clip, make_scene
-from helpers.video import Silent, VideoReader, VideoWriter
+from helpers.common.launch import export_script
+from helpers.segment.detections import mask_iou
+from helpers.segment.examples import draw_examples
+from helpers.segment.outputs import decode_mask
+from helpers.segment.prompts import parse_phrases
+from helpers.segment.video import Silent, VideoReader, VideoWriter
+from helpers.shapes.synthetic import make_clip, make_scene
 
 ROOT = nbload.ROOT
 # fmt: off

@@ -9,12 +9,12 @@ import pytest
 import torch
 from timm.data.mixup import Mixup, mixup_target
 
-from helpers import engine
-from helpers.augment import rand_augment, random_crop_flip, random_erasing
-from helpers.clock import Clock
-from helpers.config import make_config
-from helpers.data import Split
-from helpers.device import Compute
+from helpers.common.device import Compute
+from helpers.vit import engine
+from helpers.vit.augment import rand_augment, random_crop_flip, random_erasing
+from helpers.vit.clock import Clock
+from helpers.vit.config import make_config
+from helpers.vit.data import Split
 
 MEASURES = {
     "img_size": 32,
@@ -397,7 +397,7 @@ def timed(q1, monkeypatch):
 
         return run
 
-    monkeypatch.setattr("helpers.clock.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("helpers.vit.clock.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(q1, "train_step", taking(1.0, q1.train_step))
     monkeypatch.setattr(q1, "validate", taking(lambda run, held_out: len(held_out) / 4, q1.validate))
     monkeypatch.setattr(q1.engine, "prepare", taking(2.0, q1.engine.prepare))  # and the step that it tries
@@ -426,7 +426,7 @@ def test_progress_never_falls_and_steps_govern_where_there_is_time():
 
 def test_time_before_the_start_is_no_progress_but_counts(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("helpers.clock.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("helpers.vit.clock.time.perf_counter", lambda: now[0])
     clock = Clock(1000, minutes=1)  # compiling takes 20 s of the 60, 500 held-out images 4 s: 40 are for 5,000
     now[0] += 20
 

@@ -1,4 +1,4 @@
-"""helpers/sam2_masks.py: against the package's own predictor at full size, and everything else on a miniature."""
+"""segment/sam2_masks.py: against the package's own predictor at full size, and everything else on a miniature."""
 
 import warnings
 from pathlib import Path
@@ -14,9 +14,9 @@ from sam2.build_sam import build_sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from helpers import sam2_masks
-from helpers.device import Compute
-from helpers.sam2_masks import build_model, load_sam2
+from helpers.common.device import Compute
+from helpers.segment import sam2_masks
+from helpers.segment.sam2_masks import build_model, load_sam2
 from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")

@@ -1,4 +1,4 @@
-"""helpers/sam2_video.py: against the package's own video predictor, which keeps everything."""
+"""helpers/segment/sam2_video.py: against the package's own video predictor, which keeps everything."""
 
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from helpers import sam2_video
-from helpers.device import Compute
-from helpers.sam2_masks import Segmenter, load_sam2
-from helpers.sam2_video import VideoTracker
+from helpers.common.device import Compute
+from helpers.segment import sam2_video
+from helpers.segment.sam2_masks import Segmenter, load_sam2
+from helpers.segment.sam2_video import VideoTracker
 from test_sam2_masks import mini_config, shake
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from helpers.examples import draw_example_clip
-from helpers.synthetic import COLOURS, SHAPES, make_clip, make_shapes, shape_mask
-from helpers.video import VideoReader
+from helpers.segment.examples import draw_example_clip
+from helpers.segment.video import VideoReader
+from helpers.shapes.synthetic import COLOURS, SHAPES, make_clip, make_shapes, shape_mask
 
 
 def crescent_area(distance, radius):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from helpers.detections import covered, mask_iou, overlaps
-from helpers.outputs import track_entry
-from helpers.synthetic import ClipObject
-from helpers.track_scores import masks_by_id, score_object
+from helpers.segment.detections import covered, mask_iou, overlaps
+from helpers.segment.outputs import track_entry
+from helpers.segment.track_scores import masks_by_id, score_object
+from helpers.shapes.synthetic import ClipObject
 
 LEFT, RIGHT = np.zeros((2, 20, 40), bool)
 LEFT[5:15, 5:15] = RIGHT[5:15, 25:35] = True

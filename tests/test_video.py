@@ -1,4 +1,4 @@
-"""helpers/video.py: files of every kind, made here, and what browsers ask of the files that it writes."""
+"""helpers/segment/video.py: files of every kind, made here, and what browsers ask of the files that it writes."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from helpers.video import Silent, VideoError, VideoReader, VideoWriter, player, read_ahead, spread_frames
+from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter, player, read_ahead, spread_frames
 from nbload import ROOT
 
 FRAMES, RATE = 20, 10
@@ -141,7 +141,7 @@ def test_a_turned_phone(tmp_path, turned):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.avi"])
 def test_backwards_is_forwards_in_reverse(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("helpers.video._BACKWARDS_BYTES", 3 * 160 * 96 * 4)  # four frames at once
+    monkeypatch.setattr("helpers.segment.video._BACKWARDS_BYTES", 3 * 160 * 96 * 4)  # four frames at once
     video = VideoReader(make(tmp_path / name, **KINDS[name]))
     forwards = list(video)
     backwards = list(video.backwards(15))
@@ -268,7 +268,7 @@ STOPS = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
 sys.path[:0] = [{root!r}]
-from helpers.video import VideoReader, VideoWriter, read_ahead
+from helpers.segment.video import VideoReader, VideoWriter, read_ahead
 video = VideoReader({source!r})
 with VideoWriter({out!r}, video) as writer:
     for frame in read_ahead(video):

@@ -1,4 +1,4 @@
-"""helpers/weights.py: miniature files in every place where a model may lie, and a hub on this machine."""
+"""helpers/segment/weights.py: miniature files in every place where a model may lie, and a hub on this machine."""
 
 import hashlib
 import http.server
@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import weights
-from helpers.weights import Release, WeightsError, find_models
+from helpers.segment import weights
+from helpers.segment.weights import Release, WeightsError, find_models
 from offline import blocked_network, hang_on_look_up
 
 COMMIT = "0" * 40

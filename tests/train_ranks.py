@@ -14,9 +14,10 @@ import torch
 import nbload
 
 sys.path.insert(0, str(nbload.ROOT))
-from helpers import checkpoint as ckpt
-from helpers import distributed, engine
-from helpers.data import Split
+from helpers.common import distributed
+from helpers.vit import checkpoint as ckpt
+from helpers.vit import engine
+from helpers.vit.data import Split
 from test_recipe import Greedy, Poisoned, make_run
 
 BATCH, STEPS = 18, 10  # 9 pairs of images: two processes get 8 and 10 images; steps of an epoch

@@ -13,7 +13,7 @@ import torch
 import nbload
 
 sys.path.insert(0, str(nbload.ROOT))
-from helpers import checkpoint as ckpt
+from helpers.vit import checkpoint as ckpt
 from test_recipe import make_run
 
 

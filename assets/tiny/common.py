@@ -17,8 +17,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from helpers.checkpoint import atomic_path  # noqa: E402
-from helpers.synthetic import Scene, make_scene  # noqa: E402
+from helpers.common.files import atomic_path
+from helpers.shapes.synthetic import Scene, make_scene
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     python assets/tiny/measure.py --seed 1 --scenes 500 [--drawn-by pillow]
 
-Prints a table and, with --out, writes it as Markdown. Scenes as helpers/synthetic.py draws them: images of 96 to 1024
+Prints a table and, with --out, writes it as Markdown. Scenes as helpers/shapes/ draws them: images of 96 to 1024
 pixels a side, aspect ratios from 1:2 to 2:1, 1 to 5 objects from 24 pixels to half the image. With `--drawn-by pillow`
 the objects are drawn flat by Pillow instead, on a plain colour or on something like a photo out of focus.
 """
@@ -22,10 +22,11 @@ from PIL import Image, ImageDraw, ImageFilter
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import nbload  # noqa: E402
-from helpers import clipseg, device, environment, grounding_dino, sam2_masks  # noqa: E402
-from helpers.detections import mask_box  # noqa: E402
-from helpers.synthetic import (  # noqa: E402
+import nbload
+from helpers.common import device, environment
+from helpers.common.boxes import mask_box
+from helpers.segment import clipseg, grounding_dino, sam2_masks
+from helpers.shapes.synthetic import (
     COLOURS,
     MIN_DIAMETER,
     SCENE_SHAPES,

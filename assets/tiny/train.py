@@ -16,13 +16,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import measure  # noqa: E402
-import train_clipseg  # noqa: E402
-import train_groundingdino  # noqa: E402
-import train_sam2  # noqa: E402
+import measure
+import train_clipseg
+import train_groundingdino
+import train_sam2
 
-import nbload  # noqa: E402
-from helpers.device import pick_compute  # noqa: E402
+import nbload
+from helpers.common.device import pick_compute
 
 MODELS = ("groundingdino", "sam2", "clipseg")
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
-from helpers.checkpoint import atomic_path
-from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
+from helpers.common.files import atomic_path
+from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 
 STAGES = ((96, 7000), (128, 800), (192, 850))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's

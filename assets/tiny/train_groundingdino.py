@@ -28,7 +28,7 @@ from transformers import (
     SwinConfig,
 )
 
-from helpers.synthetic import COLOURS, SCENE_SHAPES, WORDS, Phrase, make_phrases
+from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, Phrase, make_phrases
 
 STEPS = 13000
 LEARNING_RATE, MUON_RATE = 1e-3, 2.5e-3

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.checkpoint import atomic_path
-from helpers.detections import mask_box
-from helpers.synthetic import Clip, Scene, SceneObject, make_clip
+from helpers.common.boxes import mask_box
+from helpers.common.files import atomic_path
+from helpers.shapes.synthetic import Clip, Scene, SceneObject, make_clip
 
 SIZE = 512  # of the input: the masks have a quarter of it, at which an object of 24 of 1024 pixels still spans 3
 WIDTH, MEMORY = 96, 32  # channels of the features and of the memories

@@ -7,7 +7,7 @@ q1-epoch     images/s of a training epoch, data and augmentation included: q1.ip
 q1-accuracy  accuracy on held-out training images after the same wall-clock time of training, behind the same three
 q2-images    images/s for several phrases: one GroundingDINO pass and one SAM 2 encoding for all of them, as q2.ipynb
              does, against one of each for every phrase
-q2-video     frames/s and peak memory of tracking: helpers/sam2_video.py on frames as they are decoded, against the sam2
+q2-video     frames/s and peak memory of tracking: segment/sam2_video.py on frames as they are decoded, against the sam2
              package's own `init_state` and `propagate_in_video` on a folder of JPEG files
 
 Contenders of a setting have the same model, device, batch and precision. They take turns, so that whatever else the
@@ -47,13 +47,14 @@ import bench_q1
 import nbload
 from bench_q1 import MEAN, STD, Contender, LabelledImages, take_turns
 from bench_q2 import PHRASES, TINY, load_models, write_full_size, write_sam2
-from helpers import data, video
-from helpers.config import make_config
-from helpers.device import Compute, pick_compute
-from helpers.sam2_masks import Segmenter, load_sam2
-from helpers.sam2_video import VideoTracker
-from helpers.synthetic import make_clip, make_scene
-from helpers.video import Silent, VideoReader, VideoWriter
+from helpers.common.device import Compute, pick_compute
+from helpers.segment import video
+from helpers.segment.sam2_masks import Segmenter, load_sam2
+from helpers.segment.sam2_video import VideoTracker
+from helpers.segment.video import Silent, VideoReader, VideoWriter
+from helpers.shapes.synthetic import make_clip, make_scene
+from helpers.vit import data
+from helpers.vit.config import make_config
 
 Q1, Q2 = "q1.ipynb", "q2.ipynb"  # the first contender of every setting: the others are compared with it
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "sam2", "pillow", "av", "numpy")
@@ -298,7 +299,7 @@ def draw_clip(folder: Path, frames: int, height: int, width: int, objects: int) 
 
 
 def track_lazily(segmenter: Segmenter, folder: Path, boxes: list, frames: Iterable | None = None) -> np.ndarray:
-    """The masks, bool [T, objects, H, W], of helpers/sam2_video.py on clip.mp4, or on `frames`, a list of uint8
+    """The masks, bool [T, objects, H, W], of helpers/segment/sam2_video.py on clip.mp4, or on `frames`, a list of uint8
     [H, W, 3]."""
     clip = VideoReader(folder / "clip.mp4") if frames is None else frames
     images = (frame.image for frame in clip) if frames is None else iter(frames)

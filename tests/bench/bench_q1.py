@@ -38,12 +38,13 @@ from torchvision.transforms import v2
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 import nbload
-from helpers import engine, environment
-from helpers.checkpoint import write_csv
-from helpers.clock import Clock
-from helpers.config import make_config
-from helpers.data import Split
-from helpers.device import cpu_name, pick_compute
+from helpers.common import environment
+from helpers.common.device import cpu_name, pick_compute
+from helpers.common.files import write_csv
+from helpers.vit import engine
+from helpers.vit.clock import Clock
+from helpers.vit.config import make_config
+from helpers.vit.data import Split
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
@@ -126,7 +127,7 @@ def write_table(rows: list[dict], out: Path | None, name: str, notes: Sequence[s
 def load_images(data_root: str | None, count: int) -> Tensor:
     """uint8 [count, 3, 32, 32]: CIFAR-10's from data_root, else smooth random ones (the speed hardly depends on it)."""
     if data_root:
-        from helpers import data
+        from helpers.vit import data
 
         images = data.load_images(data_root, download=False).train_images
         return images[torch.arange(count) % len(images)]

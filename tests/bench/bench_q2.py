@@ -27,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import nbload
-from helpers import clipseg, device, environment, grounding_dino, sam2_masks
-from helpers.checkpoint import atomic_path, write_csv
-from helpers.outputs import write_detections
-from helpers.synthetic import make_scene
+from helpers.common import device, environment
+from helpers.common.files import atomic_path, write_csv
+from helpers.segment import clipseg, grounding_dino, sam2_masks
+from helpers.segment.outputs import write_detections
+from helpers.shapes.synthetic import make_scene
 
 TINY = ROOT / "assets" / "tiny"
 SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000)}

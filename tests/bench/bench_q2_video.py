@@ -28,11 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
 
 import nbload
 from bench_q2 import TINY, load_models, write_full_size
-from helpers import device
-from helpers.checkpoint import write_csv
-from helpers.detections import Detection
-from helpers.synthetic import shape_mask
-from helpers.video import Silent, VideoReader, VideoWriter
+from helpers.common import device
+from helpers.common.files import write_csv
+from helpers.segment.detections import Detection
+from helpers.segment.video import Silent, VideoReader, VideoWriter
+from helpers.shapes.synthetic import shape_mask
 
 HEIGHT, WIDTH, FPS = 1080, 1920, 30
 OBJECTS = (("circle", (220, 40, 40), 300, 0.0), ("square", (40, 80, 220), 360, 2.0))

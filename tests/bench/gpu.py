@@ -43,12 +43,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import nbload
-from helpers import checkpoint as ckpt
-from helpers import config, engine, environment, evaluate
-from helpers.clock import Clock
-from helpers.data import hold_out, load_images
-from helpers.device import Compute, pick_compute
-from helpers.image_set import CLASSES, ImageSet, tensors
+from helpers.common import environment
+from helpers.common.device import Compute, pick_compute
+from helpers.vit import checkpoint as ckpt
+from helpers.vit import config, engine, evaluate
+from helpers.vit.clock import Clock
+from helpers.vit.data import hold_out, load_images
+from helpers.vit.image_set import CLASSES, ImageSet, tensors
 
 BEGAN = time.perf_counter()
 VIT = {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 4, "patch_stride": None}
@@ -137,7 +138,7 @@ def read_archive(path: Path, limit: int | None = None) -> ImageSet:
 
 def read_images(path: str | None, limit: int | None) -> ImageSet:
     if path is None:
-        from helpers.synthetic import SHAPES, make_shapes
+        from helpers.shapes.synthetic import SHAPES, make_shapes
 
         x, y = make_shapes(limit or 2000, seed=0)
         return ImageSet(*tensors(x, y), *tensors(x[:200], y[:200]), tuple(SHAPES), "ten shapes (synthetic)", "drawn")

@@ -1,0 +1,95 @@
+"""How figures look, and how they are kept and shown."""
+
+from __future__ import annotations
+
+import csv
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from helpers.common import distributed
+from helpers.common.files import dispensable_path
+
+# Okabe and Ito's palette (2008): told apart with any colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "font.size": 11,
+    "axes.prop_cycle": plt.cycler(color=PALETTE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "image.interpolation": "nearest",
+}
+
+
+def finish(figure: Figure, path: Path | str, footer: str) -> Path:
+    """Write what the figure was made from under it, save it as PNG (atomically) and show it; of several processes only
+    the first one does."""
+    if not distributed.is_main():
+        plt.close(figure)
+        return Path(path)
+    inches = figure.get_size_inches()
+    lines = textwrap.wrap(footer, int(inches[0] * 15))
+    figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))
+    figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
+    with dispensable_path(path) as temporary:
+        figure.savefig(temporary)
+    show(figure)
+    return Path(path)
+
+
+def show(figure: Figure) -> None:
+    """Show a figure that is not to be kept."""
+    plt.show(block=False)  # in a window of its own a script would wait for it to be closed
+    plt.close(figure)
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    """A figure in the common style, sized in inches, and its axes."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def panels(width: float, height: float, rows: int, columns: int):
+    """A figure for pictures: its axes, in one row of an array, have no frame."""
+    figure, axes = new_figure(width, height, rows, columns)
+    axes = np.atleast_1d(axes).ravel()
+    for axis in axes:
+        axis.axis("off")
+    return figure, axes
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: str) -> Figure:
+    """Small images uint8 `[N, H, W, 3]` in a grid, each under its title."""
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = panels(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
+    for axis, image, text in zip(axes, images, titles, strict=False):
+        axis.imshow(image)
+        axis.set_title(text, fontsize=8, pad=3)
+    figure.suptitle(title)
+    return figure
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV, numbers as such; none where the file is missing."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: float(value) if _NUMBER.fullmatch(value) else value or None for key, value in r.items()} for r in rows
+    ]
+
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")

@@ -1,0 +1,105 @@
+"""Files that are either whole or not there, and what lies in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and takes `path`'s name.
+
+    When the block fails, or the disk is full, the temporary file is removed and `path` is as it was; what a killed
+    process left is overwritten by the next one. The suffix is kept, since savers choose the format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_plain(path: Path, advice: str) -> Any:
+    """Read tensors and plain containers onto the CPU; nothing in the file is executed (`weights_only=True`).
+
+    Raises `OSError` where it cannot be read, and `ValueError`, whose message ends in `advice`, where it is truncated or
+    nothing of torch's.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # zip, pickle and torch raise half a dozen types for one meaning
+        size = path.stat().st_size  # torch's own words are left out: they advise to execute what is in the file
+        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint{advice}") from error
+
+
+def free_space(path: Path | str) -> str:
+    """Free space of the file system that holds `path`'s folder, as text."""
+    return f"{shutil.disk_usage(Path(path).parent).free / 2**20:,.0f} MiB"
+
+
+@contextlib.contextmanager
+def dispensable_path(path: Path | str) -> Iterator[Path]:
+    """`atomic_path` for a file that a run can do without: a full disk is a printed warning."""
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        print(f"warning: {path} could not be written: {error}")
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
+    """Write rows that share their keys atomically; a full disk is a printed warning."""
+    with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class DataError(ValueError):
+    """A data set is missing or broken; the message names the file or value and the next step."""
+
+
+def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries."""
+    folders: dict[str, Path] = {}
+    files: dict[str, Path] = {}
+    with os.scandir(folder) as entries:  # no stat for each of 50,000 files, which a network disk would take minutes for
+        for entry in entries:
+            if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):
+                (folders if entry.is_dir() else files)[entry.name] = folder / entry.name
+    return folders, files
+
+
+def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """`listing`, or nothing where `folder` is absent or may not be read."""
+    try:
+        return listing(folder)
+    except OSError:
+        return {}, {}
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key: 2.png before 10.png."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower()) if part]
+
+
+def some(names: Sequence[object], limit: int = 5) -> str:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more

@@ -1,0 +1,1 @@
+"""q2's: prompts, models, masks, tracks, files."""

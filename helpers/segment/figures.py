@@ -1,0 +1,90 @@
+"""q2's figures: each function returns one, `finish` saves and shows it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from helpers.common.figures import PALETTE, new_figure, panels
+
+
+def _fit(image: np.ndarray, longest: int = 900) -> np.ndarray:
+    """Few enough pixels for a figure: matplotlib keeps several float copies of what it shows."""
+    step = -(-max(image.shape[:2]) // longest)
+    return image[::step, ::step]
+
+
+def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Pictures uint8 `[H, W, 3]` of any sizes, up to three in a row, each under its title."""
+    columns = min(len(images), 3)
+    rows = -(-len(images) // columns)
+    width = 11 if columns > 1 else 7.5
+    tallest = max(min(image.shape[0] / image.shape[1], 1.5) for image in images)
+    figure, axes = panels(width, rows * (width / columns * tallest + 0.35) + 0.3, rows, columns)
+    for axis, image, title in zip(axes, images, titles, strict=False):
+        axis.imshow(_fit(image), interpolation="antialiased")
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def area_curves(times: Sequence[float], areas: dict[str, Sequence[float]]) -> Figure:
+    """How much of each object can be seen over time; areas: for each name the share of the image, as `times` long."""
+    figure, axis = new_figure(9, 3)
+    for colour, (name, values) in zip(itertools.cycle(PALETTE), areas.items(), strict=False):
+        axis.plot(times, 100 * np.asarray(values, float), color=colour, label=name)
+    axis.set(
+        xlabel="seconds", ylabel="visible area, % of the frame", ylim=(0, None), title="Each object's visible area"
+    )
+    if areas:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], threshold: float) -> Figure:
+    """CLIPSeg's map of each phrase, `[P, h, w]` in [0, 1], over the image, uint8 `[H, W, 3]`; a line where it reaches
+    the threshold. The first six phrases are shown."""
+    phrases = phrases[:6]
+    columns = min(len(phrases), 3)
+    rows = -(-len(phrases) // columns)
+    height, width = image.shape[:2]
+    figure, axes = panels(11, rows * (11 / columns * min(height / width, 1.5) + 0.35) + 0.6, rows, columns)
+    extent = (0, width, height, 0)
+    for axis, phrase, values in zip(axes, phrases, heat, strict=False):
+        axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
+        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
+        if values.max() >= threshold > values.min():
+            x = (np.arange(values.shape[1]) + 0.5) * width / values.shape[1]
+            y = (np.arange(values.shape[0]) + 0.5) * height / values.shape[0]
+            axis.contour(x, y, values, [threshold], colors="white", linewidths=1)
+        axis.set_title(f"{phrase}: up to {values.max():.2f}", fontsize=10)
+    figure.colorbar(shown, ax=axes, label="probability", shrink=0.8, pad=0.01)
+    figure.suptitle(f"CLIPSeg's maps; the white line is at clipseg_thr = {threshold:g}")
+    return figure
+
+
+def threshold_curves(
+    thresholds: np.ndarray,
+    boxes: dict[str, Sequence[int]],
+    parts: dict[str, Sequence[int]],
+    box_threshold: float,
+    clipseg_thr: float,
+) -> Figure:
+    """What each threshold would keep: boxes of GroundingDINO and components of CLIPSeg, a line for each phrase."""
+    figure, axes = new_figure(11, 4, 1, 2)
+    for axis, counts, chosen, name, what in (
+        (axes[0], boxes, box_threshold, "box_threshold", "GroundingDINO's boxes"),
+        (axes[1], parts, clipseg_thr, "clipseg_thr", "CLIPSeg's components"),
+    ):
+        for i, (phrase, values) in enumerate(list(counts.items())[: len(PALETTE)]):
+            # lines that lie on one another are set apart a little
+            axis.step(thresholds, np.asarray(values) + 0.04 * i, where="post", label=phrase)
+        axis.axvline(chosen, color="0.3", linestyle="--", linewidth=1)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=f"{what} that are kept", xlabel=f"{name} (dashed: {chosen:g})", ylabel="number", xlim=(0, 1))
+        axis.set_ylim(-0.2, max(3, *(max(values) for values in counts.values())) + 0.6)
+    axes[1].legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,1 @@
+"""q1's: CIFAR-10, training, evaluation."""

@@ -1,0 +1,264 @@
+"""What a training run writes, and continues from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from helpers.common import distributed, environment
+from helpers.common.device import Compute
+from helpers.common.files import atomic_path, free_space, load_plain, write_csv
+from helpers.vit.clock import log_line
+from helpers.vit.config import check_resumable
+from helpers.vit.data import fingerprint
+from helpers.vit.image_set import ImageSet
+
+
+def save_checkpoint(content: dict[str, Any], path: Path | str) -> None:
+    """Write `content` (tensors and plain containers) atomically. Raises `OSError` that names the path and the space."""
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        raise OSError(
+            f"{path} could not be written ({free_space(path)} free there); what stood there is kept"
+        ) from error
+
+
+def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
+    """Read one of q1's checkpoints, by `load_plain`.
+
+    Raises `FileNotFoundError`, or `ValueError` for a file that is truncated, not a checkpoint, or lacks a key named in
+    `required`.
+    """
+    path = Path(path)
+    advice = "give another file as checkpoint=, or train anew with checkpoint=None and resume=False"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint (looked for from {Path.cwd()}); {advice}")
+    content = load_plain(path, f"; {advice}")
+    missing = [key for key in required if not isinstance(content, dict) or key not in content]
+    if missing:
+        keys = ", ".join(map(repr, missing))
+        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {keys}; {advice}")
+    return content
+
+
+def get_rng_state() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's generators (CPU and every GPU) as tensors and plain containers."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Continue from `get_rng_state()`. GPU states are restored where the number of GPUs is the same."""
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+BEST = "best_vit_cifar10.pth"
+SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
+
+# What a resumed run goes on from; the rest of it follows from its settings.
+SAVED = (
+    "model",
+    "ema",
+    "optimizer",
+    "scaler",
+    "step",
+    "seconds",
+    "train_seconds",
+    "skipped",
+    "best_accuracy",
+    "history",
+)
+
+
+def pack(run: Any) -> dict[str, Any]:
+    """Turn `SAVED` of q1's run into tensors and plain containers: the `state_dict()` of what has one, the rest as it
+    is, and the random state under `"rng"`. The tensors are the live ones."""
+    values = {name: getattr(run, name) for name in SAVED}
+    content = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+    return content | {"rng": get_rng_state(), "config": vars(run.cfg), "precision": run.compute.precision}
+
+
+def unpack(run: Any, content: dict[str, Any]) -> None:
+    """Put back what `pack` took, in place; tensors move to where their predecessors are."""
+    if content["precision"] != run.compute.precision or not content["scaler"]:  # of another kind of device
+        content = content | {"scaler": run.scaler.state_dict()}
+    for name in SAVED:
+        value = getattr(run, name)
+        if name == "scaler" and not content[name]:
+            continue
+        if hasattr(value, "load_state_dict"):
+            value.load_state_dict(content[name])
+        else:
+            setattr(run, name, content[name])
+    for group in run.optimizer.param_groups:  # a CUDA graph reads the learning rate on the device
+        group["lr"] = torch.as_tensor(group["lr"]).to(run.compute.device)
+    set_rng_state(content["rng"])
+
+
+def resume(run: Any, path: Path) -> None:
+    """Let `run` go on from the last.pth at `path`, where there is one; of several processes the first one reads it.
+
+    Raises `ValueError` for a file that is broken, or of a run with other settings.
+    """
+    content = None
+    if distributed.is_main() and not path.is_file():
+        print(f"resume=True, but there is no {path}: starting anew")
+    elif distributed.is_main():
+        content = load_checkpoint(path, "config", "rng", "precision", *SAVED)
+        check_resumable(run.cfg, content["config"], path)
+    if content := distributed.broadcast(content):
+        unpack(run, content)
+        run.saved = run.seconds
+        print(f"resumed after {run.step} steps")
+
+
+def save_last(run: Any, path: Path) -> None:
+    """Write everything that a resumed run goes on from; of several processes the first one does."""
+    run.saved = run.clock.seconds()
+    if distributed.is_main():
+        try_save(pack(run), path)
+
+
+def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
+    """Write the better of a run's weights if they beat all before, without held-out images the EMA in any case.
+
+    Returns which were kept as " *raw" or " *ema", or nothing.
+    """
+    raw, ema = scores["val_accuracy"], scores["ema_accuracy"]
+    best = None if ema is None else max(raw, ema)
+    there = distributed.broadcast(path.is_file())  # it may be gone, where a run was resumed from last.pth alone
+    if best is not None and best <= run.best_accuracy and there:
+        return ""
+    kept = "raw" if best is not None and raw > ema else "ema"
+    weights = (run.model if kept == "raw" else run.ema).state_dict()
+    content = {
+        "model": {name: value.cpu() for name, value in weights.items()},  # so that any machine can load them
+        "config": vars(run.cfg),
+        "mean": run.scale[0].cpu(),
+        "std": run.scale[1].cpu(),
+        "classes": tuple(run.classes),
+        "weights": kept,
+        "epoch": run.step / run.steps_per_epoch,
+        "val_accuracy": best,
+    }
+    if not distributed.broadcast(distributed.is_main() and try_save(content, path)):
+        return ""
+    run.best_accuracy = best or 0.0
+    return f" *{kept}"
+
+
+@contextlib.contextmanager
+def kept_if_lost(run: Any, out: Path) -> Iterator[None]:
+    """Save a run that ends by `FloatingPointError`: its bad steps were skipped, so these are the last good weights."""
+    try:
+        yield
+    except FloatingPointError:
+        save_last(run, out / "last.pth")
+        distributed.barrier()  # the first process to fail takes the others with it
+        raise
+
+
+def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
+    """After an epoch, add its `row` to the history, and write the weights if they are the best so far, everything that
+    a resumed run goes on from, and history.csv; prints the epoch in a line."""
+    run.seconds = run.clock.seconds()
+    row = {"epoch": round(run.step / run.steps_per_epoch, 3), "step": run.step, **row, "seconds": run.seconds}
+    run.history.append(row)
+    mark = save_best(run, row, out / BEST)
+    if distributed.broadcast(run.seconds - run.saved >= SAVE_SECONDS or run.progress >= 1):
+        save_last(run, out / "last.pth")
+    if distributed.is_main():
+        write_csv(run.history, out / "history.csv")
+    print(log_line(row, run.clock.minutes_left(run.progress)) + mark)
+
+
+def load_best(path: Path | str, found: ImageSet, run: Any) -> dict[str, Any]:
+    """Read the weights to be tested on the images `found`; `run` is what has just been trained, if anything.
+
+    Raises `ValueError` where they know other classes, `RuntimeError` where they are not this run's.
+    """
+    content = load_checkpoint(path, "model", "config", "mean", "std", "weights", "epoch", "classes")
+    if list(content["classes"]) != list(found.classes):
+        raise ValueError(
+            f"{path} knows the classes {content['classes']}, the images in {found.source} show {found.classes}: "
+            "set data_root to images of the classes it knows, or checkpoint=None to train on these"
+        )
+    if run and run.best_accuracy < 0:
+        raise RuntimeError(f"this run has saved no weights yet, {path} is of an earlier one: train to an epoch's end")
+    if not run and found.held_out and not content["config"].get("images", "").endswith(fingerprint(found)):
+        print("warning: these test images are some of CIFAR-10's training images, which may have been trained on")
+    return content
+
+
+def write_summary(
+    path: Path,
+    cfg: SimpleNamespace,
+    compute: Compute,
+    found: ImageSet,
+    best: dict[str, Any],
+    results: dict[str, Any],
+    model: torch.nn.Module,
+    run: Any,
+) -> None:
+    """Write run_summary.json: what was trained (nothing, where `run` is None), from what, and how it did."""
+    dataset = {"name": found.name, "source": found.source, "notes": found.notes, "test": len(found.test_labels)}
+    trained = {"epochs_run": best["epoch"], "seconds": None, "images_per_second": None, "stopped_by": None}
+    if run:
+        rate = run.step * cfg.batch_size / max(run.train_seconds, 1e-9)
+        trained = {"epochs_run": run.step / run.steps_per_epoch, "steps": run.step, "skipped_steps": run.skipped}
+        trained |= {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
+    summary = {
+        "dataset": dataset | {"train": len(run.train) if run else None, "val": len(run.val) if run else None},
+        "config": best["config"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **trained,
+        "best_val_accuracy": best["val_accuracy"],
+        **results,
+        "selected_weights": best["weights"],
+        "device": compute.name,
+        "processes": best["config"].get("processes", 1),
+        "precision": compute.precision,
+        "versions": environment.versions("torch", "torchvision", "timm", "numpy"),
+        "seed": best["config"]["seed"],
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2))
+    if run:
+        print(f"{run.step:,} steps in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
+
+
+def try_save(content: dict[str, Any], path: Path | str) -> bool:
+    """`save_checkpoint`, but a failure is a printed warning, so that a long run outlives a full disk."""
+    try:
+        save_checkpoint(content, path)
+    except OSError as error:
+        print(f"warning: {error}")
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""From a table of presets and a user's own settings to a configuration that holds together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from helpers.common import distributed, environment
+from helpers.common.device import pick_compute
+from helpers.vit.data import fingerprint
+from helpers.vit.image_set import ImageSet
+
+# Settings that are the same in every preset: they say where and how, not what is trained.
+OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
+
+
+def collect(names: Mapping[str, Any], recipe: Mapping[str, Sequence[Any]]) -> SimpleNamespace:
+    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
+
+    What was defined after the recipe (that is what papermill adds, too) and is no setting raises `ValueError` with the
+    nearest one; names that begin with an underscore are left alone.
+    """
+    known = ("preset", *recipe, *OTHER_SETTINGS)
+    order = list(names)
+    later = order[order.index("RECIPE") + 1 :] if "RECIPE" in names else []
+    for name in later[: later.index("cfg")] if "cfg" in later else later:  # a cell that runs again finds all names
+        if not name.startswith("_") and name not in known:
+            raise _no_setting(name, known)
+    return SimpleNamespace(**{name: names.get(name) for name in known})
+
+
+def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Sequence[str]) -> tuple[Any, ...]:
+    """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
+
+    Returns the configuration, the device with its precision, the output folder, and what a figure's caption says of
+    the machine; prints them.
+    """
+    device = distributed.start()
+    gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
+    given = dict(vars(cfg))
+    cfg = make_config(recipe, presets, given.pop("preset") or "auto", given, distributed.broadcast(gpu_memory))
+    cfg.out_dir = cfg.out_dir or environment.default_out_dir() / ("evaluation" if cfg.checkpoint else "")
+    check_config(cfg)
+    compute = pick_compute(cfg.amp, device, cpu_bf16=True)
+    compute = replace(compute, precision=distributed.broadcast(compute.precision))
+    torch.set_float32_matmul_precision("high")
+    out = Path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
+    hardware = f"{compute}" if distributed.size() == 1 else several
+    versions = environment.versions("torch", "torchvision", "timm", "numpy")
+    print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
+    return cfg, compute, out, f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
+
+
+def fit_to_images(cfg: SimpleNamespace, found: ImageSet) -> None:
+    """Bring `cfg`, in place, to what can be done with these images, and note which they are."""
+    total = len(found.train_labels)
+    if cfg.val_size > total // 5:
+        cfg.val_size = total // 5
+        print(f"val_size={cfg.val_size}: more than a fifth of the training images are not held out")
+    if cfg.preset == "quick" and "synthetic" in found.name and "max_minutes" not in cfg.given:
+        cfg.max_minutes = min(cfg.max_minutes, 2)
+        print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
+    cfg.batch_size = min(cfg.batch_size, (cfg.train_size or total - cfg.val_size) // 2 * 2)
+    distributed.check_batch_size(cfg.batch_size)
+    cfg.processes = distributed.size()
+    # a resumed run must have the same
+    counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(found.classes)} classes"
+    cfg.images = f"{found.name}: {counts}, checksum {fingerprint(found)}"
+    distributed.check_same(cfg.images, "images")
+
+
+def make_config(
+    recipe: Mapping[str, Sequence[Any]],
+    presets: Sequence[str],
+    preset: str,
+    given: Mapping[str, Any],
+    gpu_memory: float,
+) -> SimpleNamespace:
+    """One column of `recipe` (setting -> a value per preset), with those of `given` that are not None in its place.
+
+    `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
+    Raises `ValueError` for another preset, and for a name in `given` that is neither in `recipe` nor in
+    `OTHER_SETTINGS`.
+    """
+    known = (*recipe, *OTHER_SETTINGS)
+    for name in given:
+        if name not in known:
+            raise _no_setting(name, known)
+    if preset == "auto":
+        preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
+    if preset not in presets:
+        raise ValueError(f"preset={preset!r}: expected 'auto' or one of {', '.join(map(repr, presets))}")
+    column = presets.index(preset)
+    settings = {name: values[column] for name, values in recipe.items()}
+    settings |= {name: value for name, value in given.items() if value is not None or name not in recipe}
+    return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
+
+
+def check_config(cfg: SimpleNamespace) -> None:
+    """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours.
+
+    Paths become text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load.
+    """
+    for name in ("data_root", "out_dir", "checkpoint"):
+        if getattr(cfg, name, None) is not None:
+            path = str(getattr(cfg, name))
+            setattr(cfg, name, str(Path(path).expanduser()) if path.startswith("~") else path)
+    for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "batch_size"):
+        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) > 0, "a whole number above 0")
+    for name in ("randaug_n", "val_size", "tta"):
+        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) >= 0, "a whole number, 0 or more")
+    for name in ("patch_stride", "train_size"):
+        _require(cfg, name, getattr(cfg, name) is None or _is(cfg, name, Integral), "a whole number, or None")
+    _require(cfg, "seed", "seed" not in vars(cfg) or _is(cfg, "seed", Integral), "a whole number")
+    for name in ("epochs", "lr", "mlp_ratio"):
+        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) > 0, "a number above 0")
+    for name in ("weight_decay", "warmup_epochs", "mix_off_epochs", "clip_grad", "mixup", "cutmix"):
+        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) >= 0, "0 or more")
+    for name in ("drop_path", "label_smoothing", "ema_decay"):
+        _require(cfg, name, _is(cfg, name, Real) and 0 <= getattr(cfg, name) < 1, "from 0 to below 1")
+    for name in ("erase_prob", "min_lr", "randaug_m", "layer_decay", "max_minutes"):
+        _require(cfg, name, _is(cfg, name, Real), "a number")
+    _require(cfg, "erase_prob", 0 <= cfg.erase_prob <= 1, "from 0 to 1")
+    _require(cfg, "min_lr", 0 <= cfg.min_lr <= cfg.lr, f"from 0 to lr ({cfg.lr})")
+    stride = cfg.patch_size if cfg.patch_stride is None else cfg.patch_stride
+    _require(cfg, "pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
+    _require(cfg, "patch_stride", 1 <= stride <= cfg.patch_size, f"from 1 to patch_size ({cfg.patch_size}), or None")
+    _require(cfg, "img_size", cfg.img_size >= cfg.patch_size, f"at least patch_size ({cfg.patch_size})")
+    fits = stride < cfg.patch_size or cfg.img_size % cfg.patch_size == 0
+    _require(cfg, "patch_size", fits, f"a divisor of img_size ({cfg.img_size}), or a patch_stride below it")
+    _require(cfg, "embed_dim", cfg.embed_dim % cfg.num_heads == 0, f"a multiple of num_heads ({cfg.num_heads})")
+    _require(cfg, "batch_size", cfg.batch_size % 2 == 0, "an even number, since MixUp and CutMix pair images")
+    _require(cfg, "randaug_m", 0 <= cfg.randaug_m <= 10, "from 0 to 10")
+    _require(cfg, "layer_decay", 0 < cfg.layer_decay <= 1, "above 0 and at most 1")
+    _require(cfg, "tta", 0 <= cfg.tta <= 4, "a shift of 0 (off) to 4 pixels")
+    _require(cfg, "max_minutes", cfg.max_minutes >= 0, "minutes above 0, or 0 for no limit")
+    _require(cfg, "train_size", cfg.train_size is None or cfg.train_size >= 2, "at least 2 images, or None for all")
+
+
+# Settings that a run may be resumed with other values of: they say where, how fast and how long, not what is trained.
+MAY_CHANGE = {*OTHER_SETTINGS, "preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"} - {
+    "seed"
+}
+
+
+def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:
+    """Raise `ValueError` naming every setting in which `cfg` differs from the `stored` one of the run to resume."""
+    now = vars(cfg)
+    differing = [name for name in sorted(now.keys() & stored.keys() - MAY_CHANGE) if now[name] != stored[name]]
+    if differing:
+        changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
+        raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
+
+
+def _no_setting(name: str, known: Sequence[str]) -> ValueError:
+    near = difflib.get_close_matches(name, known, 1)
+    return ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
+
+
+def _is(cfg: SimpleNamespace, name: str, kind: type) -> bool:
+    """Whether a setting is a number of that kind."""
+    return isinstance(getattr(cfg, name), kind)
+
+
+def _require(cfg: SimpleNamespace, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(cfg, name)!r}: expected {expected}")

@@ -1,0 +1,101 @@
+"""q1's figures: each function returns one, `finish` saves and shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from helpers.common.figures import PALETTE, new_figure
+
+
+def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
+    """Learning rate over a run that has time for all its epochs; `rate` maps progress, 0 to 1, to it."""
+    figure, axis = new_figure(8, 2.6)
+    progress = np.linspace(0, 1, 400)
+    axis.plot(epochs * progress, [rate(p) for p in progress])
+    axis.set(title="Learning rate", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    return figure
+
+
+def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Loss, and validation accuracy of raw and EMA weights, over epochs; from rows of `history.csv`."""
+    epochs = [row["epoch"] for row in history]
+    figure, (left, right) = new_figure(11, 4, 1, 2)
+    left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
+    left.set(title="Training loss (on augmented images)", xlabel="epoch", ylabel="cross-entropy (nats)")
+    for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
+        points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
+    if right.lines:
+        right.legend(frameon=False)
+    return figure
+
+
+def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Accuracy per class beside the confusion matrix: counts `[C, C]`, rows are the true class."""
+    figure, (left, right) = new_figure(12, 5.2, 1, 2)
+    share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    bars = left.barh(classes, share.diagonal())
+    left.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    left.set(title="Accuracy per class", xlabel="accuracy (%)", xlim=(0, 110))
+    left.invert_yaxis()
+    right.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    right.grid(False)
+    for (row, column), count in np.ndenumerate(confusion):
+        colour = "white" if share[row, column] > 55 else "black"
+        right.text(column, row, f"{count:d}", ha="center", va="center", fontsize=8, color=colour)
+    right.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    right.set_yticks(range(len(classes)), classes)
+    right.set(title="Confusion matrix (images)", xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
+    """Accuracy over confidence, a bar per bin {`accuracy`, `share`}; `error` is the ECE in percent."""
+    figure, (left, right) = new_figure(10, 4, 1, 2)
+    width = 1 / len(bins)
+    centres = (np.arange(len(bins)) + 0.5) * width
+    filled = [i for i, entry in enumerate(bins) if entry["share"] > 0]
+    left.bar(centres[filled], [bins[i]["accuracy"] for i in filled], width * 0.9, label="measured")
+    left.plot([0, 1], [0, 1], "--", color="0.3", label="perfectly calibrated")
+    left.set(title=f"Calibration, ECE {error:.1f} %", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    left.legend(frameon=False)
+    right.bar(centres, [100 * entry["share"] for entry in bins], width * 0.9, color=PALETTE[5])
+    right.set(title="How sure the model is", xlabel="confidence", ylabel="share of the test images (%)", xlim=(0, 1))
+    return figure
+
+
+def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str) -> Figure:
+    """Images uint8 `[N, H, W, 3]`, and below them under their attention maps `[N, g, g]`, each scaled to its peak."""
+    count, size = len(images), images.shape[1]
+    figure, axes = new_figure(1.35 * count, 3.5, 2, count)
+    for column, (image, weights, text) in enumerate(zip(images, maps, titles, strict=True)):
+        for axis in axes[:, column]:
+            axis.imshow(image)
+            axis.axis("off")
+        extent = (-0.5, size - 0.5, size - 0.5, -0.5)
+        axes[1, column].imshow(weights, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
+        axes[0, column].set_title(text, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def comparison(rows: Sequence[dict[str, Any]], held_out: int = 5000) -> Figure:
+    """Runs with one thing changed each, rows of tests/bench/gpu.py: accuracy, and the residual stream's largest channel
+    at the end."""
+    rows = sorted(rows, key=lambda row: row["val"])
+    figure, (left, right) = new_figure(12, 0.34 * len(rows) + 1.3, 1, 2)
+    values = np.array([row["val"] for row in rows])
+    error = 1.96 * np.sqrt(values * (100 - values) / held_out)
+    left.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
+    left.set(title=f"After {rows[0]['epochs']:g} epochs", xlabel=f"accuracy on {held_out:,} validation images (%)")
+    right.barh([row["variant"] for row in rows], [row["largest_channel"] for row in rows], color=PALETTE[1])
+    right.set(title="Largest channel of the residual stream", xlabel="root mean square", xscale="log")
+    right.sharey(left)
+    right.tick_params(labelleft=False)
+    return figure
