@@ -2,7 +2,7 @@
 
 common    what both notebooks need
   environment    Kaggle, Colab or elsewhere; packages and their versions; where files lie
-  device         the device, its precision, and whether this torch has kernels for it
+  device         the device, its precision, whether this torch has kernels for it; seeds
   distributed    several processes under torchrun: agreement, shares, sums
   launch         a notebook as a script in a process for each GPU
   files          files that are either whole or not there; what lies in a folder

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.common.device import seed_everything
 from helpers.vit import checkpoint as ckpt
 from test_recipe import make_run
 
@@ -93,14 +94,14 @@ def draw():
 
 
 def test_random_state_continues_through_a_file(tmp_path):
-    ckpt.seed_everything(3)
+    seed_everything(3)
     draw()
     ckpt.save_checkpoint(ckpt.get_rng_state(), tmp_path / "rng.pth")
     expected = [draw() for _ in range(3)]
-    ckpt.seed_everything(4)
+    seed_everything(4)
     ckpt.set_rng_state(ckpt.load_checkpoint(tmp_path / "rng.pth"))
     assert [draw() for _ in range(3)] == expected
-    ckpt.seed_everything(3)
+    seed_everything(3)
     draw()
     assert [draw() for _ in range(3)] == expected
 

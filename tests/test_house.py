@@ -40,7 +40,7 @@ def test_a_room_knows_no_others_than_it_may(room):
 
 @pytest.mark.parametrize("name", list(NOTEBOOKS))
 def test_a_notebook_enters_by_its_own_doors(name):
-    source = "\n".join(cell["source"].replace("%", "") for cell in code_cells(name))
+    source = "\n".join(cell["source"] for cell in code_cells(name))
     assert rooms_imported(source) <= NOTEBOOKS[name]
 
 

@@ -1,13 +1,15 @@
-"""The device to run on and the precision that suits it."""
+"""The device to run on, the precision that suits it, and seeds."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
+import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +68,13 @@ def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bo
 def cuda_precision(capability: tuple[int, int]) -> str:
     """`bf16` where the hardware multiplies it (compute capability 8.0 and up), else `fp16`."""
     return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def multiplies_bf16() -> bool:

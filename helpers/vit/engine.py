@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from helpers.common import distributed
-from helpers.vit.checkpoint import get_rng_state, seed_everything, set_rng_state
+from helpers.common.device import seed_everything
+from helpers.vit.checkpoint import get_rng_state, set_rng_state
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
