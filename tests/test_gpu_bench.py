@@ -64,3 +64,18 @@ def test_speed_and_a_long_run(tmp_path):
     assert {value.dtype for value in half.values()} == {torch.float16}
     gpu.main(given)  # resumed where it ended
     assert json.loads((tmp_path / "run_summary.json").read_text())["steps"] == 8
+
+
+def test_how_hard_augmented_images_are(tmp_path):
+    """Of drawn shapes, to a model trained on them for a moment; the table is what matters here."""
+    tiny = ["--out", str(tmp_path), "--set", "batch_size=16", "epochs=1", "train_size=64"]
+    gpu.main(["--part", "train", *TINY, *tiny])
+    gpu.main(["--part", "hardness", *TINY, "--weights", str(tmp_path / "best_fp16.pth"), "--out", str(tmp_path)])
+    rows = table(tmp_path / "hardness.csv")
+    assert len(rows) == 8 and [row["beside crop and flip"] for row in rows[:4]] == [
+        "none",
+        "RandAugment",
+        "erasing",
+        "both",
+    ]
+    assert all(0 <= float(row[f"{who}, % right"]) <= 100 for row in rows for who in ("q1", "timm"))

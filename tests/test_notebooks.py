@@ -236,7 +236,7 @@ def test_the_training_of_q1_can_be_read_at_a_sitting():
     headings = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
     first, last = (next(i for i in headings if cells[i].source.startswith(f"## {n}")) for n in (4, 6))
     lengths = [len(cell.source.splitlines()) for cell in cells[first:last] if cell.cell_type == "code"]
-    assert sum(lengths) <= 230 and max(lengths) <= 32, (sum(lengths), lengths)
+    assert sum(lengths) <= 180 and max(lengths) <= 25, (sum(lengths), lengths)
 
 
 @pytest.mark.parametrize("name", ["q1.ipynb", "q2.ipynb"])

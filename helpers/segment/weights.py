@@ -30,7 +30,7 @@ from helpers.common.environment import where
 from helpers.common.files import DataError, some
 from helpers.segment.hub import model_type, reason
 
-TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 KAGGLE_INPUT = Path("/kaggle/input")
 DEPTH = 4  # folders below ./weights or a given folder
 KAGGLE_DEPTH = 7  # models/<owner>/<model>/<framework>/<variation>/<version>/<a folder of its own>

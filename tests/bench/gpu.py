@@ -11,6 +11,9 @@ recipe, rates, choices: one thing changed at a time, each trained by q1.ipynb's 
     on from what DIR/<part>.csv already has.
 train: one run with q1's outputs, resumed from DIR/last.pth where there is one.
 
+hardness: how many augmented images a trained model (--weights) gets right, by the notebook's augmentation and by
+    timm's, image by image; a defect in either would show. Wants no GPU.
+
 DATA: a .tar.xz of class folders (train/airplane/0000.jpg …), or what q1's data_root takes. Needs torch, torchvision,
 timm, numpy, pillow and matplotlib only.
 """
@@ -399,14 +402,50 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     ckpt.write_summary(args.out / "run_summary.json", run.cfg, compute, found, best, results, run.ema, run)
 
 
+# ------------------------------------------------------------------------------------------ how hard the images are
+
+
+@torch.no_grad()
+def hardness(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
+    """A row in hardness.csv for training and held-out images, each kind of augmentation, ours and timm's."""
+    from timm.data import create_transform
+
+    import bench_q1
+
+    q1, best = notebook({}), ckpt.load_checkpoint(args.weights, "model", "config", "mean", "std")
+    cfg = SimpleNamespace(**best["config"])
+    config.fit_to_images(cfg, found)
+    model, scale = q1.ViT(cfg, len(found.classes)).to(compute.device), (best["mean"], best["std"])
+    model.load_state_dict(best["model"])
+    train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, torch.device("cpu"))
+    rows, torch_scale = [], [value.flatten().tolist() for value in scale]
+    for part, images in (("training images", train.first(2000)), ("held-out images", val.first(2000))):
+        for name, n, erase in (("none", 0, 0.0), ("RandAugment", 2, 0.0), ("erasing", 0, 0.25), ("both", 2, 0.25)):
+            cfg.randaug_n, cfg.erase_prob = n, erase
+            options = bench_q1.timm_options(n, 9, erase) | {"mean": torch_scale[0], "std": torch_scale[1]}
+            transform = bench_q1.fit_small_images(create_transform(32, **options))
+            theirs = [transform(Image.fromarray(image)) for image in images.images.permute(0, 2, 3, 1).numpy()]
+            batches = {"q1": q1.augment(images.images, cfg, scale), "timm": torch.stack(theirs)}
+            right = {}
+            for who, x in batches.items():
+                seen = evaluate.predict(model, x, lambda x: x, compute)[0]
+                right[f"{who}, % right"] = round(evaluate.accuracy(seen, images.labels), 2)
+            rows.append(
+                {"images": part, "beside crop and flip": name, "n": len(images), **right, "device": compute.name}
+            )
+            print(rows[-1], flush=True)
+    ckpt.write_csv(rows, args.out / "hardness.csv")
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["engine", "train", *COMPARISONS], required=True)
+    parser.add_argument("--part", choices=["engine", "train", "hardness", *COMPARISONS], required=True)
     parser.add_argument("--minutes", type=float, default=10, help="from the start of this script")
     parser.add_argument("--reserve", type=float, default=0.2, help="minutes kept for the test (train)")
     parser.add_argument("--epochs", type=float, default=12, help="of each variant (recipe, rates, choices)")
     parser.add_argument("--data", help="default: drawn shapes")
     parser.add_argument("--limit", type=int, help="images of a class and split")
+    parser.add_argument("--weights", type=Path, default=ROOT / "assets" / "q1_vit_h100.pth", help="(hardness)")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of q1, for every variant")
     parser.add_argument("--amp", default=None, help="fp16, bf16 or fp32; default: by device")
@@ -421,7 +460,7 @@ def main(given: list[str] | None = None) -> None:
     found = read_images(args.data, args.limit)
     print(f"[{time.perf_counter() - BEGAN:.1f} s] {found.name}, {found.source}, {compute}", flush=True)
     print(environment.versions("torch", "timm", "numpy"), flush=True)
-    {"engine": speed, "train": train}.get(args.part, compare)(args, found, compute)
+    {"engine": speed, "train": train, "hardness": hardness}.get(args.part, compare)(args, found, compute)
     print(f"[{time.perf_counter() - BEGAN:.1f} s] done", flush=True)
 
 
