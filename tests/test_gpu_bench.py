@@ -1,4 +1,4 @@
-"""tests/bench/gpu.py in its smallest size: what a lent GPU will be asked runs, and its tables hold what they should."""
+"""tests/bench/gpu.py in its smallest size: what a GPU will be asked runs, and its tables hold what they should."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What a GPU is to tell about q1, in parts that each fit a short lease; on a CPU the same in a size for trying it out.
+"""What a GPU is to tell about q1, in parts of some minutes each; on a CPU the same in a size for trying it out.
 
     python tests/bench/gpu.py --part engine --data DATA [--out DIR]
     python tests/bench/gpu.py --part recipe --minutes 5 --data DATA [--epochs 12] [--only NAME ...]
