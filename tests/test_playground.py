@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.common import figures as plotting
+from helpers.common import figures as common_figures
 from helpers.segment.detections import Detection
 from helpers.segment.playground import playground
 
@@ -15,7 +15,7 @@ IMAGE = np.full((40, 60, 3), 90, np.uint8)
 def pressed(monkeypatch):
     """Fill in a prompt and move sliders, then press the button; returns what was asked for and the figures shown."""
     asked, figures = [], []
-    monkeypatch.setattr(plotting, "show", figures.append)
+    monkeypatch.setattr(common_figures, "show", figures.append)
 
     def segment(prompt, **thresholds):
         if not prompt:

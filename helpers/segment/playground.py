@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helpers.common import figures as plotting
+from helpers.common import figures
+from helpers.segment.figures import picture_row
 from helpers.segment.overlay import draw_instances
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def playground(segment: Callable[..., list], image: np.ndarray, prompt: str, thr
             except ValueError as error:  # an empty prompt, or one that is too long
                 print(error)
                 return
-            plotting.show(plotting.picture_row([draw_instances(image, detections)], [f"objects: {len(detections)}"]))
+            figures.show(picture_row([draw_instances(image, detections)], [f"objects: {len(detections)}"]))
 
     button.on_click(run)
     return w.VBox([text, *sliders.values(), button, shown])
