@@ -88,6 +88,13 @@ def test_settings_edited_as_attributes(q1, monkeypatch, tmp_path):
         configured(q1, {"epoch": 3})
 
 
+def test_the_seed_holds_from_the_start(q1, monkeypatch, tmp_path):
+    """What is drawn for the eye before training (the figure of augmented images) is the same each time, too."""
+    monkeypatch.chdir(tmp_path)
+    drawn = [(configured(q1, seed=seed), torch.rand(3).tolist())[1] for seed in (5, 5, 6)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_settings_of_the_table_can_be_given_without_standing_in_the_parameters_cell(q1, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cfg = configured(q1, mixup=0.3, cfg=None, train_set="of an earlier run of the cells")

@@ -104,8 +104,6 @@ def unpack(run: Any, content: dict[str, Any]) -> None:
         content = content | {"scaler": run.scaler.state_dict()}
     for name in SAVED:
         value = getattr(run, name)
-        if name == "scaler" and not content[name]:
-            continue
         if hasattr(value, "load_state_dict"):
             value.load_state_dict(content[name])
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from helpers.common import distributed, environment
-from helpers.common.device import pick_compute
+from helpers.common.device import pick_compute, seed_everything
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 
@@ -50,6 +50,7 @@ def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Se
     check_config(cfg)
     compute = pick_compute(cfg.amp, device, cpu_bf16=True)
     compute = replace(compute, precision=distributed.broadcast(compute.precision))
+    seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
     out = Path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)

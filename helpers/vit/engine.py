@@ -102,8 +102,7 @@ def rehearsal(run: Any) -> Iterator[None]:
             for tensor, old in zip(tensors, before, strict=True):
                 tensor.copy_(old)
         run.optimizer.zero_grad()
-        if scaler:  # empty where it is not enabled
-            run.scaler.load_state_dict(scaler)
+        run.scaler.load_state_dict(scaler)  # nothing where it is not enabled
         set_rng_state(draws)
 
 

@@ -51,7 +51,7 @@ from helpers.common.device import Compute, pick_compute
 from helpers.vit import checkpoint as ckpt
 from helpers.vit import config, engine, evaluate
 from helpers.vit.clock import Clock
-from helpers.vit.data import hold_out, load_images
+from helpers.vit.data import hold_out, load_images, pixel_statistics
 from helpers.vit.image_set import CLASSES, ImageSet, tensors
 
 BEGAN = time.perf_counter()
@@ -193,9 +193,7 @@ def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: 
     cfg = config.make_config(q1.RECIPE, q1.PRESETS, settings.pop("preset"), settings, 0)
     config.fit_to_images(cfg, found)
     train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)
-    pixels = train.images[:20000].float() / 255
-    scale = pixels.mean((0, 2, 3)).view(3, 1, 1), pixels.std((0, 2, 3)).view(3, 1, 1)
-    return q1.new_run(cfg, compute, train, val, scale, found.classes)
+    return q1.new_run(cfg, compute, train, val, pixel_statistics(train.images[:20000]), found.classes)
 
 
 # ------------------------------------------------------------------------------------------ one thing at a time
