@@ -1,5 +1,5 @@
-# make run   executes the notebooks into $(OUT)      make test   runs every check
-# Both make .venv first, with whatever is missing in it.
+# make run   executes the notebooks into $(OUT)      make test   runs the quick checks, make test-all every check
+# All make .venv first, with whatever is missing in it.
 PYTHON ?= python3
 OUT    ?= outputs
 PRESET ?= quick
@@ -17,7 +17,7 @@ Q2 = -r OUT_DIR "$(OUT)/q2" -r models "$(or $(MODELS),auto)" $(if $(filter auto 
      $(if $(IMAGE),-r IMAGE_PATH "$(IMAGE)") $(if $(VIDEO),-r VIDEO_PATH "$(VIDEO)") $(if $(PROMPT),-r TEXT_PROMPT "$(PROMPT)")
 PAPERMILL = TQDM_DISABLE=1 $(BIN)/papermill --log-output --no-progress-bar --kernel python3
 
-.PHONY: setup run test
+.PHONY: setup run test test-all
 setup: .venv/installed
 
 # torch comes first, because building sam2 needs it at hand; without isolation it is not downloaded a second time.
@@ -34,7 +34,7 @@ run: setup
 	$(PAPERMILL) q1.ipynb "$(OUT)/q1.ipynb" $(Q1)
 	@echo "executed notebooks: $(OUT)/q1.ipynb and $(OUT)/q2.ipynb, their files: $(OUT)/q1/ and $(OUT)/q2/"
 
-test: setup
+test test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow")

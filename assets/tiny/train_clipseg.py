@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
+from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.common.files import atomic_path
 from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 

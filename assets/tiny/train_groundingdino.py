@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
@@ -28,6 +27,7 @@ from transformers import (
     SwinConfig,
 )
 
+from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, Phrase, make_phrases
 
 STEPS = 13000

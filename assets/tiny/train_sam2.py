@@ -14,13 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path
 from helpers.shapes.synthetic import Clip, Scene, SceneObject, make_clip

@@ -313,7 +313,7 @@ def test_an_unbalanced_part_is_fine(tmp_path):
 
 
 def test_the_real_images_in_three_layouts(tmp_path, monkeypatch):
-    tool = Path(__file__).resolve().parents[2] / "shared" / "bin" / "cifar10.py"
+    tool = Path(__file__).resolve().parents[3] / "shared" / "bin" / "cifar10.py"
     if not tool.is_file():
         pytest.skip(f"{tool} is absent: no real images beside this checkout")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # nothing of ours belongs beside the tool
@@ -770,4 +770,4 @@ def test_importing_needs_neither_network_nor_cuda():
         "import socket, sys; socket.socket.connect = None; socket.getaddrinfo = None; import helpers.vit.data, torch; "
         "assert not torch.cuda.is_initialized(); assert 'pyarrow' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1], timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2], timeout=60)

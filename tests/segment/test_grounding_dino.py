@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_prompts import write_vocabulary
 
 from helpers.common.device import Compute
 from helpers.segment.grounding_dino import (
@@ -24,7 +25,6 @@ from helpers.segment.grounding_dino import (
     resized_shape,
 )
 from offline import blocked_network
-from test_prompts import write_vocabulary
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 CAPTION = "cat . red dog . unicyclist on the left ."
@@ -705,5 +705,5 @@ def test_importing_is_light():
         "import helpers.segment.prompts, helpers.segment.grounding_dino; "
         "print([m for m in ('transformers', 'groundingdino', 'timm') if m in sys.modules], torch.cuda.is_initialized())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[] False", done.stderr

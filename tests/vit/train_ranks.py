@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 import nbload
-
-sys.path.insert(0, str(nbload.ROOT))
 from helpers.common import distributed
 from helpers.vit import checkpoint as ckpt
 from helpers.vit import engine

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "tiny"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "assets" / "tiny"))
 import common
 
 

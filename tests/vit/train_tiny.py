@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 import nbload
-
-sys.path.insert(0, str(nbload.ROOT))
 from helpers.vit import checkpoint as ckpt
 from test_recipe import make_run
 
