@@ -19,7 +19,7 @@ from helpers.segment.hub import model_type
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 DEPTH = 7  # as Kaggle has it: models/<owner>/<model>/<framework>/<variation>/<version>/<a folder of its own>
-MOST_FOLDERS = 300  # looked into at one depth; a folder with more of them is a data set's, and none of them is
+MOST_FOLDERS = 100  # looked into at one depth, those of few siblings first: a data set has many of a kind
 
 # By the table in SAM 2's README (J&F on MOSE; frames a second on an A100): tiny 71.8, 47.2; small 73.5, 43.3;
 # base+ 73.7, 34.8; large 74.6, 24.2. On a T4, and beside GroundingDINO, small is the best bargain: it is the default.
@@ -228,13 +228,12 @@ def _roots() -> dict[Path, str]:
 
 def _survey(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (part, path) of what by its name or its config.json is a model, at `root` or below it, nearest first."""
-    level = [root]
+    level = [(1, root)]  # number of siblings, folder
     for _ in range(DEPTH + 1):
-        below: list[Path] = []
-        for folder in level[:MOST_FOLDERS]:
+        below: list[tuple[int, Path]] = []
+        for _, folder in sorted(level)[:MOST_FOLDERS]:
             folders, files = peek(folder)
-            if len(folders) <= MOST_FOLDERS:
-                below += [folders[name] for name in sorted(folders)]
+            below += [(len(folders), path) for path in folders.values()]
             kind = model_type(folder) if "config.json" in files else None
             for part, spec in PARTS.items():
                 yield from ((part, files[name]) for name in sorted(files) if re.fullmatch(spec.file, name))
