@@ -87,30 +87,24 @@ def _is_there(module: str, wanted: Requirement) -> bool:
 
 def _pip_install(requirements: list[str]) -> None:
     """Install from attached wheels if they are enough, else with internet."""
-    wheels = {
-        wheel.parent for folder in input_folders() for level in ("", "*/") for wheel in folder.glob(f"{level}*.whl")
-    }
-    links = [f"--find-links={folder}" for folder in sorted(wheels)]
-    if links and not _pip([*links, "--no-index", *requirements]):
-        return
-    if reason := _pip([*links, *requirements]):
-        raise RuntimeError(
-            f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
-            f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "
-            "attach an input with the wheels that `pip wheel -r requirements.txt` makes where there is internet."
-        )
-
-
-def _pip(arguments: list[str]) -> str:
-    """Run `pip install`; returns what it complains of, or nothing."""
+    wheels = [path for folder in input_folders() for depth in ("*.whl", "*/*.whl") for path in folder.glob(depth)]
+    links = [f"--find-links={folder}" for folder in sorted({path.parent for path in wheels})]
     pins = [f"{name}=={version}" for name in PLATFORM_PACKAGES if (version := installed_version(name))]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(pins) + "\n")
-        options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints)]
-        command = [sys.executable, "-m", "pip", "install", *options, *arguments]
-        done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
-    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else ""
+        options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints), *links]
+        for index in (["--no-index"], []) if links else ([],):
+            command = [sys.executable, "-m", "pip", "install", *options, *index, *requirements]
+            done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
+            if done.returncode == 0:
+                return
+    reason = (done.stderr.strip() or "no message").splitlines()[-1]
+    raise RuntimeError(
+        f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
+        f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "
+        "attach an input with the wheels that `pip wheel -r requirements.txt` makes where there is internet."
+    )
 
 
 def is_interactive() -> bool:

@@ -27,8 +27,8 @@ def cached(repo_id: str, name: str, repo_type: str = "model") -> Path | None:
 def fetch(repo_id: str, patterns: Iterable[str], repo_type: str = "model", local_dir: Path | None = None) -> Path:
     """Fetch what is missing of a repository's files that match `patterns`, and return the folder they are in.
 
-    That is `local_dir`, or a snapshot in the hub's cache. Raises `HubError`: within seconds where there is no internet,
-    and without asking the network where HF_HUB_OFFLINE is set. The next call continues what broke off.
+    That is `local_dir`, or a snapshot in the hub's cache. A connection that breaks off is continued a few times. Raises
+    `HubError`: within seconds where there is no internet, and without asking the network where HF_HUB_OFFLINE is set.
     """
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set: unset it and restart the kernel.")
@@ -43,7 +43,10 @@ def fetch(repo_id: str, patterns: Iterable[str], repo_type: str = "model", local
 
 
 def _ask(repo_id: str, repo_type: str) -> None:
-    """Raise `HubError` unless the hub answers within seconds, and the client's own error where it refuses."""
+    """Raise `HubError` unless the hub answers within seconds, and the client's own error where it refuses.
+
+    Where no server answers, the client alone would wait for minutes.
+    """
     answers: list[Any] = []
 
     def ask() -> None:
@@ -72,7 +75,7 @@ def _explain(error: Exception, repo_id: str, repo_type: str) -> str:
         return f"there is no {page}, or it is private. Check its name, or log in by `hf auth login`."
     if getattr(error, "errno", None) or "No space left" in str(error):  # of the disk; the network's have no number
         return f"{reason(error)}. Free some space, or set HF_HOME to a folder on another disk."
-    return f"{reason(error)}. Try again: what has come is kept."
+    return f"{reason(error)}. Try again: files that came whole are kept."
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,10 @@ MOST_FOLDERS = 100  # looked into at one depth, those of few siblings first: a d
 # By the table in SAM 2's README (J&F on MOSE; frames a second on an A100): tiny 71.8, 47.2; small 73.5, 43.3;
 # base+ 73.7, 34.8; large 74.6, 24.2. On a T4, and beside GroundingDINO, small is the best bargain: it is the default.
 SAM2 = {size: f"facebook/sam2.1-hiera-{size.replace('+', '-plus')}" for size in ("small", "tiny", "base+", "large")}
-SAM2_IDS = [*SAM2.values(), *(hub_id.replace("2.1", "2") for hub_id in SAM2.values())]
+SAM2_IDS = (*SAM2.values(), *(hub_id.replace("2.1", "2") for hub_id in SAM2.values()))
+# The checkpoint that is wanted of its authors' repository; of every other one a folder is.
+CHECKPOINTS = {hub_id: hub_id.split("/")[1].replace("-", "_") + ".pt" for hub_id in SAM2_IDS}
+CHECKPOINTS["ShilongLiu/GroundingDINO"] = "groundingdino_swint_ogc.pth"
 
 CACHE = "hub's cache"
 Hit = tuple[Path, str]  # a file or folder, and how it came here
@@ -41,10 +44,10 @@ class Part:
     title: str
     parameter: str
     expected: str
-    hub: dict[str, str]  # {hub id: its largest file of use}; the first is fetched, all are looked for in the cache
-    main: str = "model.safetensors"  # that file of other hub ids
+    hub_ids: tuple[str, ...]  # the first is fetched, all are looked for in the cache
+    file: str = ""  # pattern of the names of its checkpoints
     model_type: str = ""  # in the config.json of its folders
-    file: str = ""  # pattern of the names of its single files
+    main: str = "model.safetensors"  # the largest file of those folders on the hub
 
 
 PARTS = {
@@ -53,36 +56,32 @@ PARTS = {
         "dino_weights",
         "groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, a folder of transformers' port (model_type "
         "grounding-dino), or a hub id like IDEA-Research/grounding-dino-tiny",
-        {
-            "ShilongLiu/GroundingDINO": "groundingdino_swint_ogc.pth",
-            "IDEA-Research/grounding-dino-tiny": "model.safetensors",
-            "IDEA-Research/grounding-dino-base": "model.safetensors",
-        },
-        model_type="grounding-dino",
-        file=r"groundingdino_swin[tb]\w*\.pth",
+        ("ShilongLiu/GroundingDINO", "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"),
+        r"groundingdino_swin[tb]\w*\.pth",
+        "grounding-dino",
     ),
     "sam2": Part(
         "SAM 2",
         "sam2_weights",
         f"a checkpoint like sam2.1_hiera_small.pt, {', '.join(SAM2)}, a hub id like facebook/sam2.1-hiera-small, or a "
         "folder of one's own with config.yaml and model.safetensors",
-        {hub_id: hub_id.split("/")[1].replace("-", "_") + ".pt" for hub_id in SAM2_IDS},
-        file=r"sam2(\.1)?_hiera_\w+\.pt",
+        SAM2_IDS,
+        r"sam2(\.1)?_hiera_\w+\.pt",
     ),
     "clipseg": Part(
         "CLIPSeg",
         "clipseg_weights",
         "a folder of transformers' layout (model_type clipseg), or a hub id like CIDAS/clipseg-rd64-refined",
-        {"CIDAS/clipseg-rd64-refined": "model.safetensors"},
+        ("CIDAS/clipseg-rd64-refined",),
         model_type="clipseg",
     ),
     "bert": Part(
         "BERT's vocabulary",
         "bert_path",
         "a folder of bert-base-uncased (model_type bert) with vocab.txt or tokenizer.json",
-        {"google-bert/bert-base-uncased": "vocab.txt", "bert-base-uncased": "vocab.txt"},
-        main="vocab.txt",
+        ("google-bert/bert-base-uncased", "bert-base-uncased"),
         model_type="bert",
+        main="vocab.txt",
     ),
 }
 
@@ -141,7 +140,7 @@ def find_models(
     problem = ""
     try:
         for part in _missing(hits):
-            usual = SAM2[size or "small"] if part == "sam2" else next(iter(PARTS[part].hub))
+            usual = SAM2[size or "small"] if part == "sam2" else PARTS[part].hub_ids[0]
             hits[part] = _from_hub(part, usual, download)
     except HubError as error:
         problem = str(error)
@@ -186,7 +185,7 @@ def _given(part: str, value: str, download: bool) -> Hit:
 
     # no model here, so perhaps the hub's; but where its first part is a folder here, it was meant as a path
     like_an_id = re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/[\w.-]*\w(?<!\.pth)(?<!\.pt)", value)
-    known = part != "sam2" or value in spec.hub
+    known = part != "sam2" or value in spec.hub_ids
     if path.exists() or path.parent.is_dir() or not like_an_id or not known:
         problem = "is a file" if path.exists() else f"does not exist (looked for from {Path.cwd()})"
         raise WeightsError(f"{start} {problem}. {expected}")
@@ -206,9 +205,9 @@ def _search(hits: dict[str, Hit], size: str | None) -> None:
         for part, path in _survey(root):
             found[part].append((path, origin))
     for part, spec in PARTS.items():
-        found[part] += [(path, CACHE) for hub_id in spec.hub if (path := _in_cache(part, hub_id))]
+        found[part] += [(path, CACHE) for hub_id in spec.hub_ids if (path := _in_cache(part, hub_id))]
 
-    usual = PARTS["sam2"].hub[SAM2[size or "small"]]
+    usual = CHECKPOINTS[SAM2[size or "small"]]
     if size:
         found["sam2"] = [hit for hit in found["sam2"] if hit[0].name == usual]
     else:  # the user's own of another size come before the cache's of the usual one
@@ -248,18 +247,17 @@ def _from_hub(part: str, hub_id: str, download: bool) -> Hit:
         return path, CACHE
     if not download:
         raise HubError("download=False forbids it.")
-    main = PARTS[part].hub.get(hub_id, PARTS[part].main)
-    fetch(hub_id, [main] if main.endswith((".pth", ".pt")) else [main, "*.json", "*.txt"])
+    fetch(hub_id, [CHECKPOINTS[hub_id]] if hub_id in CHECKPOINTS else [PARTS[part].main, "*.json", "*.txt"])
     if path := _in_cache(part, hub_id):
         return path, "downloaded"
     raise HubError(f"{hub_id} on the hub holds no {PARTS[part].title}.")
 
 
 def _in_cache(part: str, hub_id: str) -> Path | None:
-    path = cached(hub_id, PARTS[part].hub.get(hub_id, PARTS[part].main))
-    if path is None or path.suffix in (".pth", ".pt"):
-        return path
-    return path.parent if model_type(path.parent) == PARTS[part].model_type else None
+    if hub_id in CHECKPOINTS:
+        return cached(hub_id, CHECKPOINTS[hub_id])
+    main = cached(hub_id, PARTS[part].main)
+    return main.parent if main and model_type(main.parent) == PARTS[part].model_type else None
 
 
 def _embedded(*notes: str) -> Found:
