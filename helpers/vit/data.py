@@ -74,8 +74,8 @@ def load_images(
                       CIFAR-10 downloaded into it: of any other path that is a typing error
     download=False    never uses the network
 
-    `seed` is that of the shapes. Raises `DataError` when a given `data_root` holds
-    no usable CIFAR-10, or when "auto" finds none and cannot fetch it: neither ever falls back to the shapes.
+    `seed` is that of the shapes. Raises `DataError` when a given `data_root` holds no usable CIFAR-10, or when "auto"
+    finds none and cannot fetch it: neither ever falls back to the shapes.
     """
     auto = data_root == "auto"
     if data_root and not auto:
