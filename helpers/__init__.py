@@ -6,7 +6,7 @@ common    what both notebooks need
   distributed    several processes under torchrun: agreement, shares, sums
   launch         a notebook as a script in a process for each GPU
   files          files that are either whole or not there; what lies in a folder
-  download       one file from the first mirror that has it
+  hub            files of the Hugging Face hub, from its cache or fetched
   figures        how figures look, are kept and shown
   boxes          the box of a mask
 vit       q1's

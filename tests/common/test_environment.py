@@ -11,6 +11,8 @@ import pytest
 
 from helpers.common import environment
 
+PLACES = ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE", "COLAB_RELEASE_TAG", "COLAB_GPU")
+
 
 @pytest.mark.parametrize(
     ("environ", "place"),
@@ -25,23 +27,27 @@ from helpers.common import environment
         ({"KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k"}, "local"),  # the API's credentials, on a laptop
     ],
 )
-def test_where(environ, place):
-    assert environment.where(environ) == place
+def test_where(monkeypatch, environ, place):
+    for name in PLACES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert environment.where() == place
+    folders = {"kaggle": "/kaggle/working/outputs", "colab": "/content/outputs", "local": "outputs"}
+    assert environment.default_out_dir() == Path(folders[place])
 
 
-def test_default_folders(tmp_path):
-    assert [str(environment.default_out_dir(place)) for place in ("kaggle", "colab", "local")] == [
-        "/kaggle/working/outputs",
-        "/content/outputs",
-        "outputs",
-    ]
+def test_input_folders(tmp_path, monkeypatch):
     for name in ("other", "cifar-10", "datasets/somebody/cifar10"):
         (tmp_path / name).mkdir(parents=True)
-    folders = environment.input_folders("kaggle", tmp_path)
+    monkeypatch.setattr(environment, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(environment, "where", lambda: "kaggle")
+    folders = environment.input_folders()
     assert folders[0] == tmp_path / "cifar-10" and folders[-1] == Path("data")
     assert {tmp_path / "other", tmp_path / "datasets/somebody/cifar10"} <= set(folders)
     assert len(folders) == len(set(folders))
-    assert environment.input_folders("local", tmp_path) == [Path("data")]
+    monkeypatch.setattr(environment, "where", lambda: "local")
+    assert environment.input_folders() == [Path("data")]
 
 
 def make_wheel(folder: Path, name: str, requires: str = "") -> Path:
@@ -77,77 +83,95 @@ def offline_pip(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_there_is_not_installed_again(monkeypatch):
+@pytest.fixture
+def ensure(tmp_path, monkeypatch):
+    """`ensure_packages` with another requirements.txt: the first argument."""
+
+    def call(requirements, *modules):
+        (tmp_path / "requirements.txt").write_text(requirements)
+        monkeypatch.setattr(environment, "REQUIREMENTS", tmp_path / "requirements.txt")
+        return environment.ensure_packages(*modules)
+
+    return call
+
+
+def test_every_module_of_the_notebooks_is_listed(monkeypatch):
+    monkeypatch.setattr(environment, "_is_there", lambda *_: True)
+    modules = ("tqdm", "matplotlib", "huggingface_hub", "pyarrow", "cv2", "transformers", "pycocotools", "av", "PIL")
+    assert environment.ensure_packages(*modules, "groundingdino", "sam2") == []
+
+
+def test_what_is_there_is_not_installed_again(ensure, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
-    assert environment.ensure_packages(torch="torch>=99", json="json") == []
+    assert environment.ensure_packages("cv2", "torch") == []
+    assert ensure("torch>=99  # the platform's\n\n# more\njson\n", "torch", "json") == []
 
 
-def test_what_is_missing_is_installed(offline_pip):
+def test_what_is_missing_is_installed(offline_pip, ensure):
     make_wheel(offline_pip, "tiny_absent_module")
-    assert environment.ensure_packages(tiny_absent_module="tiny_absent_module", torch="torch") == ["tiny_absent_module"]
+    assert ensure("torch\ntiny_absent_module", "torch", "tiny_absent_module") == ["tiny_absent_module"]
     assert (offline_pip / "site" / "tiny_absent_module.py").is_file()
 
 
-def test_what_is_too_old_is_replaced(offline_pip, monkeypatch):
+def test_what_is_too_old_is_replaced(offline_pip, ensure):
     site = offline_pip / "site"
     (site / "tiny_old_module.py").write_text("")
     old = site / "tiny_old_module-0.9.dist-info"
     old.mkdir()
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny_old_module\nVersion: 0.9\n")
-    assert environment.ensure_packages(tiny_old_module="tiny_old_module>=0.9") == []
+    assert ensure("tiny_old_module>=0.9", "tiny_old_module") == []
     make_wheel(offline_pip, "tiny_old_module")
-    assert environment.ensure_packages(tiny_old_module="tiny_old_module>=1") == ["tiny_old_module>=1"]
+    assert ensure("tiny_old_module>=1", "tiny_old_module") == ["tiny_old_module>=1"]
     assert (site / "tiny_old_module-1.0.dist-info").is_dir()
 
 
-def test_a_folder_of_the_same_name_is_no_package(offline_pip, monkeypatch):
+def test_a_folder_of_the_same_name_is_no_package(offline_pip, ensure, monkeypatch):
     (offline_pip / "here" / "tiny_cloned_module").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(offline_pip / "here"))
     make_wheel(offline_pip, "tiny_cloned_module")
-    assert environment.ensure_packages(tiny_cloned_module="tiny_cloned_module") == ["tiny_cloned_module"]
+    assert ensure("tiny_cloned_module", "tiny_cloned_module") == ["tiny_cloned_module"]
 
 
-def test_wheels_of_an_attached_input_need_no_internet(offline_pip, tmp_path_factory, monkeypatch):
+def test_wheels_of_an_attached_input_need_no_internet(offline_pip, ensure, tmp_path_factory, monkeypatch):
     attached = tmp_path_factory.mktemp("input") / "my-wheels"
     (attached / "wheels").mkdir(parents=True)
     make_wheel(attached / "wheels", "tiny_attached_module")
     monkeypatch.setattr(environment, "input_folders", lambda: [attached, attached / "no such folder"])
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.delenv("PIP_NO_INDEX")
-    wanted = "tiny_attached_module>=1"
-    assert environment.ensure_packages(tiny_attached_module=wanted) == [wanted]
+    assert ensure("tiny_attached_module>=1", "tiny_attached_module") == ["tiny_attached_module>=1"]
     assert (offline_pip / "site" / "tiny_attached_module.py").is_file()
 
 
-def test_a_dependency_cannot_replace_torch(offline_pip):
+def test_a_dependency_cannot_replace_torch(offline_pip, ensure):
     make_wheel(offline_pip, "wants_another_torch", requires="torch==1.0")
     make_wheel(offline_pip, "torch")
     with pytest.raises(RuntimeError, match="wants_another_torch could not be installed"):
-        environment.ensure_packages(wants_another_torch="wants_another_torch")
+        ensure("wants_another_torch", "wants_another_torch")
     assert not (offline_pip / "site" / "torch.py").exists()
 
 
-def test_a_build_uses_what_is_installed(offline_pip):
+def test_a_build_uses_what_is_installed(offline_pip, ensure):
     """As sam2's needs torch: there is no index to fetch another one from."""
     files = {
         "setup.py": "import numpy\nimport setuptools\nsetuptools.setup(py_modules=['tiny_built_module'])\n",
         "pyproject.toml": '[build-system]\nrequires = ["setuptools", "numpy"]\n'
-        'build-backend = "setuptools.build_meta"\n[project]\nname = "tiny-built-module"\nversion = "1.0"\n',
+        'build-backend = "setuptools.build_meta"\n[project]\nname = "tiny_built_module"\nversion = "1.0"\n',
         "tiny_built_module.py": "",
-        "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-built-module\nVersion: 1.0\n",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tiny_built_module\nVersion: 1.0\n",
     }
     with tarfile.open(offline_pip / "tiny_built_module-1.0.tar.gz", "w:gz") as sdist:
         for name, text in files.items():
             entry = tarfile.TarInfo(f"tiny_built_module-1.0/{name}")
             entry.size = len(text)
             sdist.addfile(entry, io.BytesIO(text.encode()))
-    assert environment.ensure_packages(tiny_built_module="tiny-built-module") == ["tiny-built-module"]
+    assert ensure("tiny_built_module", "tiny_built_module") == ["tiny_built_module"]
     assert (offline_pip / "site" / "tiny_built_module.py").is_file()
 
 
-def test_without_an_index_the_error_says_what_to_do(offline_pip):
+def test_without_an_index_the_error_says_what_to_do(offline_pip, ensure):
     with pytest.raises(RuntimeError, match="pip install --no-build-isolation no_such_thing>=2"):
-        environment.ensure_packages(no_such_thing="no_such_thing>=2")
+        ensure("no_such_thing>=2", "no_such_thing")
 
 
 def test_versions_name_what_is_installed():

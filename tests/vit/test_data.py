@@ -659,7 +659,7 @@ def test_a_given_folder_without_cifar10_is_an_error_that_lists_it(tmp_path):
     (tmp_path / "notes").mkdir()
     for download in (False, True):
         with pytest.raises(DataError) as caught:
-            load_images(tmp_path, download, default_roots=[write_npz(tmp_path.parent / "elsewhere")], urls=[])
+            load_images(tmp_path, download, default_roots=[write_npz(tmp_path.parent / "elsewhere")])
         for word in (str(tmp_path), "holiday.jpg", "notes/", "cifar-10-batches-py", "trainLabels.csv", "npz"):
             assert word in str(caught.value)
         shutil.rmtree(tmp_path.parent / "elsewhere")
@@ -669,7 +669,7 @@ def test_a_given_path_that_is_absent_is_an_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_images(tmp_path / "nowhere", download=False)
     with pytest.raises(DataError, match="does not exist"):  # no folder is made with the name of a file
-        load_images(tmp_path / "cifar10.npz", download=True, urls=[])
+        load_images(tmp_path / "cifar10.npz", download=True)
     (tmp_path / "x.bin").write_bytes(b"123")
     with pytest.raises(DataError, match="no known kind"):
         load_images(tmp_path / "x.bin")
@@ -690,7 +690,7 @@ def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
     write_npz(tmp_path / "good")
     write_folders(tmp_path / "later")
     for data_root in (None, "auto"):
-        images = load_images(data_root, default_roots=[*roots, tmp_path / "later"], urls=[])
+        images = load_images(data_root, default_roots=[*roots, tmp_path / "later"])
         check(images)
         assert "good" in images.source
         said = capsys.readouterr().out
@@ -698,7 +698,7 @@ def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
 
 
 def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
-    kwargs = {"default_roots": [tmp_path], "download_to": tmp_path / "d", "synthetic_train": 60, "synthetic_test": 40}
+    kwargs = {"default_roots": [tmp_path], "synthetic_train": 60, "synthetic_test": 40}
     images = load_images(None, download=False, **kwargs)
     assert "NOT CIFAR-10" in capsys.readouterr().out
     assert images.name == "ten shapes (synthetic)" and len(images.classes) == 10
@@ -710,7 +710,6 @@ def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
     assert not torch.equal(images.train_images, other.train_images)
     with pytest.raises(DataError, match="download=False"):
         load_images("auto", download=False, **kwargs)
-    assert not (tmp_path / "d").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- split

@@ -1,218 +1,137 @@
-"""helpers/common/download.py, and the search that uses it: mirrors of every kind, from a server on this machine."""
+"""helpers/common/hub.py, and the search for CIFAR-10 that uses it: a hub on this machine, or none that answers."""
 
-import functools
-import hashlib
-import http.server
 import socket
-import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from helpers.vit.data import DataError, download_cifar10, load_cifar10, load_images
-from offline import hang_on_look_up
-from test_data import check, write_archive
+from helpers.common import hub
+from helpers.common.hub import HubError, fetch
+from helpers.vit import data
+from helpers.vit.data import DataError, load_images
+from offline import blocked_network, hang_on_look_up, hub_server, snapshot, use_hub
+from test_data import check, write_parquet
+
+CIFAR10 = "datasets/uoft-cs/cifar10"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
+@pytest.fixture
+def online(tmp_path, monkeypatch):
+    """(repositories, requests) of a hub that serves a small CIFAR-10; the working folder and the cache are empty."""
+    original = write_parquet(tmp_path / "original", shards=1)
+    files = {f"plain_text/{path.name}": path.read_bytes() for path in original.iterdir()}
+    assert set(files) == set(data.HUB_FILES)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with hub_server(gated="me/gated") as (url, repositories, requests):
+        use_hub(monkeypatch, tmp_path / "cache", url)
+        repositories[CIFAR10] = files | {"README.md": b"not needed"}
+        repositories["me/gated"] = {"config.json": b"{}"}
+        yield repositories, requests
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A server of one small archive: /ok, /norange, /wrong, /short, /drop, /drop-norange, /page, /404."""
-    content = (write_archive(tmp_path_factory.mktemp("served")) / "cifar-10-python.tar.gz").read_bytes()
-    seen = []  # (path, Range header)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            wanted = self.headers.get("Range")
-            seen.append((self.path, wanted))
-            kind = self.path.split("?")[0]
-            body = {"/wrong": bytes(len(content)), "/short": content[:-7], "/page": b"<html>busy</html>"}
-            body = body.get(kind, content)
-            if kind == "/404":
-                return self.send_error(404)
-            start = 0
-            if wanted and "norange" not in kind:
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            self.wfile.write(body[start : start + (len(body) // 3 if "drop" in kind else len(body))])
-            self.close_connection = True
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    class Served:
-        size, md5, requests = len(content), hashlib.md5(content).hexdigest(), seen
-        raw = content
-
-        @staticmethod
-        def urls(*names):
-            return [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
-
-        @classmethod
-        def get(cls, dest, *names):
-            seen.clear()
-            return download_cifar10(dest, cls.urls(*names), md5=cls.md5, size=cls.size, progress=False)
-
-        @classmethod
-        def fails(cls, dest, *names):
-            with pytest.raises(DataError) as caught:
-                cls.get(dest, *names)
-            assert not (dest / "cifar-10-python.tar.gz").exists()
-            return str(caught.value)
-
-    yield Served
-    server.shutdown()
-    server.server_close()
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """A machine without internet; the list of attempts."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    use_hub(monkeypatch, tmp_path / "cache")
+    with blocked_network() as attempts:
+        yield attempts
 
 
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+@pytest.mark.parametrize("data_root", [None, "auto"])
+def test_a_search_that_finds_nothing_downloads_once(online, tmp_path, data_root, capsys):
+    images = load_images(data_root, default_roots=["absent"])
+    check(images)
+    assert str(tmp_path / "cache") in images.source and not any(tmp_path.joinpath("work").iterdir())
+    requests = online[1]
+    assert not any("README" in path for path in requests)
+    requests.clear()
+    check(load_images(data_root, default_roots=["absent"], download=False))
+    assert requests == [] and "NOT CIFAR-10" not in capsys.readouterr().out
 
 
-def test_download_writes_exactly_one_file_and_does_not_repeat_itself(tmp_path, served):
-    path = served.get(tmp_path / "a" / "b", "ok")
-    assert path == tmp_path / "a" / "b" / "cifar-10-python.tar.gz"
-    assert path.read_bytes() == served.raw and names_in(path.parent) == [path.name]
-    check(load_cifar10(path.parent))
-    served.get(path.parent, "ok")
-    assert served.requests == []
-
-
-def test_a_broken_file_of_the_final_name_is_replaced(tmp_path, served):
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half")
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
-
-
-@pytest.mark.parametrize("name", ["ok", "norange"])
-def test_download_resumes_or_restarts(tmp_path, served, name):
-    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:1000])
-    path = served.get(tmp_path, name)
-    assert served.requests == [(f"/{name}", "bytes=1000-")]
-    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize("extra", [-1000, 0, 1000])
-def test_a_spoilt_part_file_is_thrown_away(tmp_path, served, extra):
-    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(bytes(served.size + extra))
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
-
-
-@pytest.mark.parametrize("name", ["wrong", "short", "page", "404"])
-def test_a_mirror_that_serves_something_else_is_passed_over(tmp_path, served, name):
-    message = served.fails(tmp_path, name)
-    assert f"/{name}" in message and "127.0.0.1" in message
-    assert len(served.requests) == 1  # trying again would not help
-    assert names_in(tmp_path) == []
-    assert served.get(tmp_path, name, "ok").read_bytes() == served.raw
-    assert names_in(tmp_path) == ["cifar-10-python.tar.gz"]
-
-
-def test_a_dropped_connection_goes_on_with_the_next_mirror(tmp_path, served):
-    path = served.get(tmp_path, "drop", "ok")
-    third = served.size // 3
-    assert served.requests == [("/drop", None), ("/ok", f"bytes={third}-")]
-    assert path.read_bytes() == served.raw and names_in(tmp_path) == [path.name]
-
-
-def test_a_dropped_connection_leaves_what_a_later_call_continues(tmp_path, served):
-    message = served.fails(tmp_path, "drop")
-    assert "ended after" in message and names_in(tmp_path) == ["cifar-10-python.tar.gz.part"]
-    path = served.get(tmp_path, "ok")
-    assert served.requests[0][1] == f"bytes={2 * (served.size // 3)}-"  # each of the two rounds got a third
-    assert path.read_bytes() == served.raw
-    path.unlink()
-    served.fails(tmp_path, "drop-norange")
-    assert served.get(tmp_path, "ok").read_bytes() == served.raw
-
-
-def closed_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/cifar-10-python.tar.gz"
-
-
-def test_without_a_network_it_gives_up_at_once(tmp_path):
-    start = time.monotonic()
-    with pytest.raises(DataError, match="no internet"):
-        download_cifar10(tmp_path / "d", [closed_port(), "https://no-such-host.invalid/x"], connect_timeout=1.5)
-    assert time.monotonic() - start < 4
-    assert not (tmp_path / "d").exists()
-
-
-def test_a_look_up_that_hangs_is_not_waited_for(tmp_path, monkeypatch, served):
-    hang_on_look_up(monkeypatch, "hangs.invalid")
-    start = time.monotonic()
-    with pytest.raises(DataError, match="no internet"):
-        download_cifar10(tmp_path, ["http://hangs.invalid/x"], connect_timeout=0.3)
-    assert time.monotonic() - start < 2
-    urls = ["http://hangs.invalid/x", *served.urls("ok")]
-    path = download_cifar10(tmp_path, urls, md5=served.md5, size=served.size, connect_timeout=0.3, progress=False)
-    assert path.read_bytes() == served.raw
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path, served):
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(DataError, match="cannot be written"):
-        served.get(tmp_path / "file" / "below", "ok")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to play a full disk")
-def test_a_full_disk_is_named_and_given_back(tmp_path, served):
-    (tmp_path / "cifar-10-python.tar.gz.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="No space left"):
-        served.get(tmp_path, "ok", "ok?again")
-    assert names_in(tmp_path) == [] and len(served.requests) == 1
-
-
-def test_two_processes_may_download_at_once(tmp_path, served):
-    paths, threads = [], []
-    served.requests.clear()
-    for _ in range(2):
-        call = functools.partial(download_cifar10, tmp_path, md5=served.md5, size=served.size, progress=False)
-        threads.append(threading.Thread(target=lambda call=call: paths.append(call(served.urls("ok")))))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(paths) == 2 and paths[0].read_bytes() == served.raw and len(served.requests) == 1
-
-
-def test_a_search_that_finds_nothing_downloads(tmp_path, served, capsys):
-    source = {"urls": served.urls("ok"), "md5": served.md5, "size": served.size}
-    for data_root in (None, "auto"):
-        to = tmp_path / f"to-{data_root}"
-        check(load_images(data_root, default_roots=[tmp_path / "absent"], download_to=to, **source))
-        assert names_in(to) == ["cifar-10-python.tar.gz"]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "cifar-10-python.tar.gz.part").write_bytes(served.raw[:99])
-    for given in ("new", "empty"):  # the folder for downloads, given by name, is filled, too
-        check(load_images(tmp_path / given, download_to=tmp_path / given, **source))
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "half a download"])
+def test_the_data_folder_given_by_name_is_filled(online, tmp_path, there):
+    folder = tmp_path / "work" / "data"
+    if there != "nothing":
+        folder.mkdir()
+    if there == "half a download":
+        (folder / "plain_text").mkdir()
+        (folder / data.HUB_FILES[0]).write_bytes(online[0][CIFAR10][data.HUB_FILES[0]])
+    check(load_images("./data"))
+    assert all((folder / name).is_file() for name in data.HUB_FILES)
+    online[1].clear()
+    check(load_images("data"))
     with pytest.raises(DataError, match="does not exist"):  # any other path that is not there is a mistake
-        load_images(tmp_path / "mistyped", download_to=tmp_path / "to-auto", **source)
-    assert not (tmp_path / "mistyped").exists()
-    assert "NOT CIFAR-10" not in capsys.readouterr().out
+        load_images("mistyped")
+    assert online[1] == []
 
 
-def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(tmp_path, capsys):
-    source = {"urls": [closed_port()], "download_to": tmp_path / "to"}
-    for data_root in ("auto", tmp_path / "to"):
+def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(offline, tmp_path, capsys):
+    for data_root in ("auto", "data"):
         with pytest.raises(DataError, match="no internet"):
-            load_images(data_root, **source)
-    images = load_images(None, synthetic_train=20, synthetic_test=20, **source)
+            load_images(data_root)
+    images = load_images(None, synthetic_train=20, synthetic_test=20)
     said = capsys.readouterr().out
-    assert images.name == "ten shapes (synthetic)"
+    assert images.name == "ten shapes (synthetic)" and offline != []
     assert "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.joinpath("work").iterdir()) == []
+
+
+def test_what_the_cache_holds_needs_no_network(offline, tmp_path):
+    write_parquet(snapshot(tmp_path / "cache", "uoft-cs/cifar10", "datasets") / "plain_text", shards=1)
+    check(load_images("auto"))
+    check(load_images(None, download=False))
+    assert offline == []
+
+
+def test_the_network_is_not_asked_where_that_is_forbidden(offline, monkeypatch):
+    with pytest.raises(DataError, match="download=False"):
+        load_images("auto", download=False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        fetch("me/model", ["*"])
+    assert offline == []
+
+
+@pytest.mark.parametrize("silence", ["no route", "a look-up that hangs", "a host that never answers"])
+def test_without_an_answer_it_gives_up_within_seconds(tmp_path, monkeypatch, silence):
+    monkeypatch.setattr(hub, "ANSWER_TIMEOUT", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if silence != "no route":
+            silent.listen(8)
+        host = "hangs.invalid" if silence == "a look-up that hangs" else "127.0.0.1"
+        use_hub(monkeypatch, tmp_path / "cache", f"http://{host}:{silent.getsockname()[1]}")
+        hang_on_look_up(monkeypatch, "hangs.invalid")
+        start = time.monotonic()
+        with pytest.raises(HubError, match=rf"http://{host}.* cannot be reached .*no internet\?"):
+            fetch("me/model", ["*"])
+        assert time.monotonic() - start < 2
+
+
+def test_what_the_hub_refuses_is_explained(online):
+    with pytest.raises(HubError, match=r"accept its terms on http://127.*/me/gated, and log in"):
+        fetch("me/gated", ["*"])
+    with pytest.raises(HubError, match=r"there is no http://127.*/me/unknown, or it is private"):
+        fetch("me/unknown", ["*"])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device.* Free some space, or set HF_HOME"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "Free some space"),
+        (PermissionError(13, "Permission denied", "/cache"), "/cache'. Free some space, or set HF_HOME"),
+        (ConnectionError("peer closed the connection.\nMore"), "peer closed the connection. Try again"),
+    ],
+)
+def test_what_breaks_off_is_explained(online, monkeypatch, error, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(HubError, match=f"uoft-cs/cifar10 could not be fetched: .*{words}"):
+        fetch("uoft-cs/cifar10", ["*"], "dataset")
