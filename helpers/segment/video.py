@@ -268,7 +268,8 @@ class VideoWriter:
             context.width, context.height = like.width + like.width % 2, like.height + like.height % 2
             context.pix_fmt, context.time_base = "yuv420p", like.time_base
             context.sample_aspect_ratio = like.aspect
-            context.options = {"crf": str(self._quality), "preset": "veryfast"}
+            # without mbtree the same frames give the same file each time
+            context.options = {"crf": str(self._quality), "preset": "veryfast", "x264-params": "mbtree=0"}
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED_RANGE
             self._sound = stack.enter_context(_Sound(like, self._file)) if like.sound else None

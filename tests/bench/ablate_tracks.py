@@ -158,28 +158,24 @@ class Replay:
     def add(self, number, *, box=None, mask=None):
         prompt = tuple(np.asarray(box, np.float32).tolist()) if mask is None else mask.tobytes()
         self.objects[number] = self.index, prompt, box, mask
-        return self.way(number, False)[0]
+        return self.way(number, False, walk=False)[0]
 
     def remove(self, number):
         self.objects.pop(number, None)
 
-    def way(self, number, backwards):
-        """The masks of an object from its prompt to the frame shown."""
+    def way(self, number, backwards, walk=True):
+        """The mask with which an object was added, and those from there to the frame shown."""
         start, prompt, box, mask = self.objects[number]
         if (start, prompt, backwards) not in self.known:
             tracker = VideoTracker(*self.size)
             tracker.show(start, self.prepared[start])
             first = tracker.add(1, box=box, mask=mask)
-            self.known[start, prompt, backwards] = tracker, [first]
-            if self.index == start and not backwards:
-                return [first]
-        tracker, masks = self.known[start, prompt, backwards]
-        while len(masks) <= abs(self.index - start):
+            self.known[start, prompt, backwards] = tracker, first, []
+        tracker, first, masks = self.known[start, prompt, backwards]
+        while walk and len(masks) <= abs(self.index - start):
             index = start + len(masks) * (-1 if backwards else 1)
-            if len(masks) == 1:  # the walk begins where the object was added
-                masks[0] = self.step(tracker, start, backwards)
             masks.append(self.step(tracker, index, backwards))
-        return masks
+        return first, masks
 
     def step(self, tracker, index, backwards):
         """The object's mask on a frame, whose features are computed once."""
@@ -200,7 +196,7 @@ class Replay:
 
     def track(self, backwards=False):
         return {
-            number: self.way(number, backwards)[abs(self.index - self.objects[number][0])] for number in self.objects
+            number: self.way(number, backwards)[1][abs(self.index - self.objects[number][0])] for number in self.objects
         }
 
 
