@@ -1,0 +1,82 @@
+"""What a run of q2 works on: the user's images, video and prompt, or drawn shapes; and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.common import distributed
+from helpers.segment.examples import FOLDER_PROMPT, draw_example_clip, draw_examples
+from helpers.segment.images import find_images
+from helpers.segment.prompts import parse_phrases
+from helpers.segment.video import VideoReader, save_first_frame
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides which objects are kept; the notebook's parameters of the same names."""
+
+    box_threshold: float = 0.35
+    text_threshold: float = 0.25
+    clipseg_thr: float = 0.4
+    nms_iou: float = 0.7
+    max_objects: int = 50
+    one_label: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("box_threshold", "text_threshold", "clipseg_thr", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a number from 0 to 1")
+        if self.max_objects < 1:
+            raise ValueError(f"max_objects={self.max_objects!r}: give at least 1")
+        if self.one_label not in (True, False):
+            raise ValueError(f"one_label={self.one_label!r}: give True or False")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images, video, and the phrases to look for in each. `root` is what the images were found by, and `is_folder`
+    says whether each of them gets a folder of its own; `clip` is None where there is no video."""
+
+    images: list[Path]
+    phrases: list[str]
+    root: Path | str
+    is_folder: bool
+    folder_phrases: list[str]
+    clip: VideoReader | None
+    clip_phrases: list[str]
+
+
+def find_inputs(
+    images: str | Path | None, video: str | Path | None, prompt: str | Sequence[str] | None, out: Path, seed: int
+) -> Inputs:
+    """Find what the parameters name. Without images the first frame of the video stands for them; without either,
+    scenes and a clip of shapes are drawn into `out`, with prompts of their own.
+
+    Raises `ValueError` where there is nothing to look for, and what `find_images` and `VideoReader` raise for files
+    that are not there or cannot be read.
+    """
+    if prompt is None and (images or video):
+        raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
+    phrases = None if prompt is None else parse_phrases(prompt)
+    clip = None if video is None else VideoReader(video)
+    if images is not None:
+        paths = find_images(images)
+        is_folder = len(paths) > 1 or paths != [Path(images).expanduser()]
+        return Inputs(paths, phrases, images, is_folder, phrases, clip, phrases)
+    # of several processes one writes, and tells the others
+    if clip is not None:
+        frame = save_first_frame(video, out / "first_frame.png") if distributed.is_main() else None
+        frame = distributed.broadcast(frame)
+        return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
+    drawn = _draw(out / "examples", seed) if distributed.is_main() else None
+    paths, scene_prompt, clip_path, clip_prompt = distributed.broadcast(drawn)
+    prompts = (parse_phrases(text) if prompt is None else phrases for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
+    scene, folder, tracked = prompts
+    print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {out / 'examples'}")
+    return Inputs(paths, scene, out / "examples", True, folder, VideoReader(clip_path), tracked)
+
+
+def _draw(folder: Path, seed: int) -> tuple[list[Path], str, Path, str]:
+    return *draw_examples(folder, seed), *draw_example_clip(folder, seed)[:2]
