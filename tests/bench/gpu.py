@@ -394,10 +394,10 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     prepare = lambda images: q1.normalise(images, run.cfg, run.scale)  # noqa: E731
     run.ema.load_state_dict({name: value.to(compute.device) for name, value in best["model"].items()})
     views = evaluate.predict(run.ema, found.test_images, prepare, compute, shift=1)
-    results = evaluate.report(views, found.test_labels, found.classes)
+    results = evaluate.report(views, found.test_labels, found.classes)[0]
     half = {name: value.half() if value.is_floating_point() else value for name, value in best["model"].items()}
     ckpt.try_save(best | {"model": half}, args.out / "best_fp16.pth")  # small enough to be taken along
-    ckpt.write_summary(args.out / "run_summary.json", run.cfg, compute, found, best, results, run.ema, run)
+    ckpt.write_summary(args.out / "run_summary.json", compute, found, best, results, run)
 
 
 # ------------------------------------------------------------------------------------------ how hard the images are
@@ -427,7 +427,7 @@ def hardness(args: argparse.Namespace, found: ImageSet, compute: Compute) -> Non
             right = {}
             for who, x in batches.items():
                 seen = evaluate.predict(model, x, lambda x: x, compute)[0]
-                right[f"{who}, % right"] = round(evaluate.accuracy(seen, images.labels), 2)
+                right[f"{who}, % right"] = round(100 * evaluate.count_right(seen, images.labels) / len(images), 2)
             rows.append(
                 {"images": part, "beside crop and flip": name, "n": len(images), **right, "device": compute.name}
             )

@@ -1,0 +1,198 @@
+"""CIFAR-10 as tables: the official batches in a folder or a tar archive, NumPy's .npz, Parquet."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from helpers.common.files import DataError, listing, natural, peek, some
+from helpers.vit.cifar_pickle import text, unpickle
+from helpers.vit.image_set import (
+    CLASSES,
+    ImageSet,
+    Part,
+    checked_labels,
+    checked_pixels,
+    cifar10,
+    decode_images,
+    described,
+)
+
+TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+BATCHES = (*TRAIN_BATCHES, "test_batch")
+META = "batches.meta"
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+# ---- the official batches ----
+
+
+def read_batches(folder: Path) -> ImageSet:
+    files = listing(folder)[1]
+    found = ((name, str(files[name]), files[name].read_bytes()) for name in (META, *BATCHES) if name in files)
+    return _join(found, folder, "pickled batches")
+
+
+def read_archive(path: Path) -> ImageSet:
+    return _join(_members(path), path, "tar archive of pickled batches")
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        with tarfile.open(path, "r:*") as archive:  # read in one pass, in memory: nothing is unpacked to the disk
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                if member.isfile() and name in (META, *BATCHES):
+                    yield name, f"{path}:{member.name}", archive.extractfile(member).read()
+    except Exception as error:  # tarfile.ReadError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, …
+        raise DataError(f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}).") from error
+
+
+def _join(files: Iterable[tuple[str, str, bytes]], path: Path, layout: str) -> ImageSet:
+    """The set from (name, name in errors, content) of each file."""
+    parts: dict[str, Part] = {}
+    for name, where, data in files:
+        content = unpickle(data, where)
+        if name == META:
+            names = content.get("label_names", [*CLASSES])
+            names = [text(name) for name in names] if isinstance(names, list) else names
+            if names != list(CLASSES):
+                raise DataError(f"{where}: label_names is {names}, expected {list(CLASSES)}.")
+        else:
+            parts[name] = _batch(content, where)
+    missing = [name for name in BATCHES if name not in parts]
+    if missing:
+        raise DataError(f"{path}: {some(missing, 6)} missing; needed are {', '.join(BATCHES)}.")
+    images, labels = zip(*(parts[name] for name in TRAIN_BATCHES), strict=True)
+    return cifar10((np.concatenate(images), np.concatenate(labels)), parts["test_batch"], path, layout)
+
+
+def _batch(content: dict[str, object], where: str) -> Part:
+    if "fine_labels" in content:
+        raise DataError(f"{where}: this is CIFAR-100 (it has fine_labels).")
+    missing = [key for key in ("data", "labels") if content.get(key) is None]
+    if missing:
+        raise DataError(f"{where}: no {' and no '.join(missing)} in it, only {some(list(content))}.")
+    images = checked_pixels(content["data"], f"{where}: data")
+    return images, checked_labels(content["labels"], len(images), where)
+
+
+# ---- .npz ----
+
+
+def read_npz(path: Path) -> ImageSet:
+    try:
+        # opened here, because np.load leaves a damaged file open
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in NPZ_KEYS if key in file.files}
+    except Exception as error:  # zipfile.BadZipFile, EOFError, zlib.error, ValueError (object arrays), …
+        raise DataError(f"{path}: truncated or corrupt .npz, or one with pickled objects ({error}).") from error
+    missing = [key for key in NPZ_KEYS if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: no {', '.join(missing)} in it, only {some(list(arrays))}.")
+    parts = []
+    for split in ("train", "test"):
+        images = checked_pixels(arrays[f"x_{split}"], f"{path}: x_{split}")
+        parts.append((images, checked_labels(arrays[f"y_{split}"], len(images), f"{path}: y_{split}")))
+    return cifar10(*parts, path, "NumPy .npz")
+
+
+def npz_problem(path: Path) -> str | None:
+    """The reason why this .npz is no CIFAR-10, from its headers alone: Keras' mnist.npz, say, has the same keys."""
+    wrong = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for key in NPZ_KEYS:
+                with archive.open(f"{key}.npy") as file:
+                    np.lib.format.read_magic(file)
+                    shape = np.lib.format.read_array_header_1_0(file)[0]  # 2.0 is for structured arrays
+                if key[0] == "x" and shape[1:] not in ((3, 32, 32), (32, 32, 3)):
+                    wrong.append(f"{key} {list(shape)}")
+    except Exception as error:  # also a KeyError: one of the arrays is not there
+        return f"{path}, which cannot be read as CIFAR-10 ({error})"
+    return f"{path}, which holds {', '.join(wrong)}: no 32x32 colour images" if wrong else None
+
+
+# ---- Parquet ----
+
+
+def read_parquet(folder: Path) -> ImageSet:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"{folder}: reading Parquet files needs pyarrow. Run: pip install pyarrow.") from error
+    parts, kinds = [], Counter()
+    for split, shards in parquet_shards(folder).items():
+        if not shards:
+            raise DataError(f"{folder}: no {split}*.parquet beside the other split.")
+        contents = [_read_shard(path) for path in shards]
+        images = [image for encoded, _ in contents for image in encoded]
+        names = [f"{path}, row {i}" for path, (rows, _) in zip(shards, contents, strict=True) for i in range(len(rows))]
+        pixels, found = decode_images(images, names, split)
+        parts.append((pixels, np.concatenate([labels for _, labels in contents])))
+        kinds += found
+    return cifar10(*parts, folder, *described("Parquet", kinds))
+
+
+def parquet_shards(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split: train-….parquet, or train/….parquet as Hugging Face converts them."""
+    folders, files = peek(folder)
+    shards = {}
+    for split in ("train", "test"):
+        beside = [path for name, path in files.items() if name.lower().startswith(split)]
+        below = [*peek(folders[split])[1].values()] if split in folders else []
+        found = [[path for path in paths if path.suffix.lower() == ".parquet"] for paths in (beside, below)]
+        shards[split] = sorted(found[0] or found[1], key=lambda path: natural(path.name))
+    return shards
+
+
+def parquet_problem(path: Path) -> str | None:
+    """The reason why this Parquet file is no CIFAR-10, from its schema alone; None where reading it will tell."""
+    try:
+        _image_column(path)
+    except DataError as error:
+        return str(error).removesuffix(".")
+    except Exception:  # pyarrow is missing, or the file is broken
+        return None
+
+
+def _image_column(path: Path) -> str:
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_schema(path)
+    image = next((column for column in ("img", "image") if column in schema.names), None)
+    if image is None or "label" not in schema.names:
+        raise DataError(f"{path}: has the columns {some(schema.names)}; expected img (or image) and label.")
+    try:  # the class names, where Hugging Face recorded them
+        names = [*json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return image
+    if names != list(CLASSES):
+        raise DataError(f"{path}: its classes are {some(names, 10)}; expected {', '.join(CLASSES)}.")
+    return image
+
+
+def _read_shard(path: Path) -> tuple[list[bytes], np.ndarray]:
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    try:
+        name = _image_column(path)
+        table = pyarrow.parquet.ParquetFile(path).read(columns=[name, "label"])
+        image, label = table[name], table["label"]
+        if pyarrow.types.is_struct(image.type):
+            image = pyarrow.compute.struct_field(image, "bytes")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: truncated or corrupt Parquet file ({error}).") from error
+    if image.type not in (pyarrow.binary(), pyarrow.large_binary()):
+        raise DataError(f"{path}: column {name} is {image.type}; expected PNG or JPEG bytes, or a dict of them.")
+    if image.null_count:
+        raise DataError(f"{path}: {image.null_count:,} rows without an image.")
+    labels = checked_labels(label.to_numpy(), len(table), f"{path}, column label of type {label.type}")
+    return image.to_pylist(), labels
