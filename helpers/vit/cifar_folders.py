@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from helpers.common.files import DataError, listing, natural, some
-from helpers.vit.image_set import CLASSES, ImageSet, cifar10, decode_images, described
-
-HOLD_OUT_SEED = 0  # which labelled images of the competition become the test set; fixed, so that runs compare
+from helpers.vit.image_set import CLASSES, ImageSet, Table, assemble
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -28,7 +23,7 @@ def _lower(paths: dict[str, Path]) -> dict[str, Path]:
 
 def read_folders(root: Path) -> ImageSet:
     splits = _lower(listing(root)[0])
-    parts, kinds, others = [], Counter(), []
+    tables, left_out = {}, []
     for split in ("train", "test"):
         if split not in splits:
             raise DataError(f"{root}: no {split}/ folder beside the other one.")
@@ -38,18 +33,14 @@ def read_folders(root: Path) -> ImageSet:
         if missing or unknown:
             wrong = some(missing + sorted(unknown), 15)
             raise DataError(f"{splits[split]}: class folders {wrong}. Expected exactly: {', '.join(CLASSES)}.")
-        files, labels = [], []
+        tables[split] = []
         for label, name in enumerate(CLASSES):
-            images, rest = _images_in(folders[name])
+            images, others = _images_in(folders[name])
             if not images:
                 raise DataError(f"{folders[name]}: no PNG or JPEG file in this class folder.")
-            files += images
-            labels += [label] * len(images)
-            others += rest
-        pixels, found = decode_images(files, files, split)
-        parts.append((pixels, np.array(labels)))
-        kinds += found
-    return cifar10(*parts, root, *described("class folders", kinds, others))
+            tables[split].append(Table(images, [label] * len(images), str(folders[name])))
+            left_out += others
+    return assemble(tables, root, "class folders", left_out)
 
 
 def read_kaggle(root: Path) -> ImageSet:
@@ -75,21 +66,8 @@ def read_kaggle(root: Path) -> ImageSet:
             count = f"{len(culprits):,} of the {max(len(images), len(label_of)):,} images"
             listed = some(sorted(culprits, key=natural))
             raise DataError(f"{train}: {count} {problem}, compared with {table.name}: {listed}.")
-    labels = np.array([label_of[path.stem] for path in images])
-    pixels, kinds = decode_images(images, images, "train")
-    test = np.zeros(len(labels), dtype=bool)
-    rng = np.random.default_rng(HOLD_OUT_SEED)
-    for label in range(10):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        test[members[: max(1, len(members) // 5)]] = True
-    layout, notes = described("Kaggle competition", kinds, others)
-    note = (
-        f"the competition's test set has no labels: the test set here is one fifth of the labelled images "
-        f"({test.sum():,} of {len(labels):,}, stratified, seed {HOLD_OUT_SEED}), so accuracies are not those on "
-        "CIFAR-10's own test set"
-    )
-    parts = [(pixels[chosen], labels[chosen]) for chosen in (~test, test)]
-    return cifar10(*parts, root, layout, [note, *notes], held_out=True)
+    labels = [label_of[path.stem] for path in images]
+    return assemble({"train": [Table(images, labels, str(table))]}, root, "Kaggle competition", others)
 
 
 def _read_label_table(table: Path) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tarfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,16 +12,7 @@ import numpy as np
 
 from helpers.common.files import DataError, listing, natural, peek, some
 from helpers.vit.cifar_pickle import text, unpickle
-from helpers.vit.image_set import (
-    CLASSES,
-    ImageSet,
-    Part,
-    checked_labels,
-    checked_pixels,
-    cifar10,
-    decode_images,
-    described,
-)
+from helpers.vit.image_set import CLASSES, ImageSet, Table, assemble
 
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 BATCHES = (*TRAIN_BATCHES, "test_batch")
@@ -56,31 +46,30 @@ def _members(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def _join(files: Iterable[tuple[str, str, bytes]], path: Path, layout: str) -> ImageSet:
     """The set from (name, name in errors, content) of each file."""
-    parts: dict[str, Part] = {}
+    tables: dict[str, Table] = {}
     for name, where, data in files:
         content = unpickle(data, where)
-        if name == META:
-            names = content.get("label_names", [*CLASSES])
-            names = [text(name) for name in names] if isinstance(names, list) else names
-            if names != list(CLASSES):
-                raise DataError(f"{where}: label_names is {names}, expected {list(CLASSES)}.")
-        else:
-            parts[name] = _batch(content, where)
-    missing = [name for name in BATCHES if name not in parts]
+        if name != META:
+            tables[name] = _batch(content, where)
+            continue
+        names = content.get("label_names", [*CLASSES])
+        names = [text(name) for name in names] if isinstance(names, list) else names
+        if names != [*CLASSES]:
+            raise DataError(f"{where}: label_names is {names}, expected {[*CLASSES]}.")
+    missing = [name for name in BATCHES if name not in tables]
     if missing:
         raise DataError(f"{path}: {some(missing, 6)} missing; needed are {', '.join(BATCHES)}.")
-    images, labels = zip(*(parts[name] for name in TRAIN_BATCHES), strict=True)
-    return cifar10((np.concatenate(images), np.concatenate(labels)), parts["test_batch"], path, layout)
+    train = [tables[name] for name in TRAIN_BATCHES]
+    return assemble({"train": train, "test": [tables["test_batch"]]}, path, layout)
 
 
-def _batch(content: dict[str, object], where: str) -> Part:
+def _batch(content: dict[str, object], where: str) -> Table:
     if "fine_labels" in content:
         raise DataError(f"{where}: this is CIFAR-100 (it has fine_labels).")
     missing = [key for key in ("data", "labels") if content.get(key) is None]
     if missing:
         raise DataError(f"{where}: no {' and no '.join(missing)} in it, only {some(list(content))}.")
-    images = checked_pixels(content["data"], f"{where}: data")
-    return images, checked_labels(content["labels"], len(images), where)
+    return Table(content["data"], content["labels"], where)
 
 
 # ---- .npz ----
@@ -96,11 +85,9 @@ def read_npz(path: Path) -> ImageSet:
     missing = [key for key in NPZ_KEYS if key not in arrays]
     if missing:
         raise DataError(f"{path}: no {', '.join(missing)} in it, only {some(list(arrays))}.")
-    parts = []
-    for split in ("train", "test"):
-        images = checked_pixels(arrays[f"x_{split}"], f"{path}: x_{split}")
-        parts.append((images, checked_labels(arrays[f"y_{split}"], len(images), f"{path}: y_{split}")))
-    return cifar10(*parts, path, "NumPy .npz")
+    splits = {split: (f"x_{split}", f"y_{split}") for split in ("train", "test")}
+    tables = {split: [Table(arrays[x], arrays[y], f"{path}: {x} and {y}")] for split, (x, y) in splits.items()}
+    return assemble(tables, path, "NumPy .npz")
 
 
 def npz_problem(path: Path) -> str | None:
@@ -127,17 +114,13 @@ def read_parquet(folder: Path) -> ImageSet:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise DataError(f"{folder}: reading Parquet files needs pyarrow. Run: pip install pyarrow.") from error
-    parts, kinds = [], Counter()
-    for split, shards in parquet_shards(folder).items():
-        if not shards:
+    shards = parquet_shards(folder)
+    for split, paths in shards.items():
+        if not paths:
             raise DataError(f"{folder}: no {split}*.parquet beside the other split.")
-        contents = [_read_shard(path) for path in shards]
-        images = [image for encoded, _ in contents for image in encoded]
-        names = [f"{path}, row {i}" for path, (rows, _) in zip(shards, contents, strict=True) for i in range(len(rows))]
-        pixels, found = decode_images(images, names, split)
-        parts.append((pixels, np.concatenate([labels for _, labels in contents])))
-        kinds += found
-    return cifar10(*parts, folder, *described("Parquet", kinds))
+    return assemble(
+        {split: [_read_shard(path) for path in paths] for split, paths in shards.items()}, folder, "Parquet"
+    )
 
 
 def parquet_shards(folder: Path) -> dict[str, list[Path]]:
@@ -178,7 +161,7 @@ def _image_column(path: Path) -> str:
     return image
 
 
-def _read_shard(path: Path) -> tuple[list[bytes], np.ndarray]:
+def _read_shard(path: Path) -> Table:
     import pyarrow.compute
     import pyarrow.parquet
 
@@ -194,5 +177,4 @@ def _read_shard(path: Path) -> tuple[list[bytes], np.ndarray]:
         raise DataError(f"{path}: column {name} is {image.type}; expected PNG or JPEG bytes, or a dict of them.")
     if image.null_count:
         raise DataError(f"{path}: {image.null_count:,} rows without an image.")
-    labels = checked_labels(label.to_numpy(), len(table), f"{path}, column label of type {label.type}")
-    return image.to_pylist(), labels
+    return Table(image.to_pylist(), label.to_numpy(), f"{path}, label of type {label.type}")
