@@ -70,6 +70,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_q1_writes_what_it_promises(run):
     summary = json.loads((run / "run_summary.json").read_text())
     assert not set(SUMMARY_KEYS) - set(summary)
@@ -91,6 +92,7 @@ def test_q1_writes_what_it_promises(run):
     assert mean == pytest.approx(summary["test_accuracy"], abs=0.5)  # the classes are balanced
 
 
+@pytest.mark.slow
 def test_q1_history_has_a_row_an_epoch(run):
     with (run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -102,6 +104,7 @@ def test_q1_history_has_a_row_an_epoch(run):
     assert json.loads((run / "run_summary.json").read_text())["best_val_accuracy"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_q1_figures_are_pictures_with_something_on_them(run, name):
     pixels = np.asarray(Image.open(run / f"{name}.png").convert("L"))
@@ -109,10 +112,12 @@ def test_q1_figures_are_pictures_with_something_on_them(run, name):
     assert (run / f"{name}.png").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_q1_says_loudly_that_shapes_are_not_cifar(run):
     assert "not cifar-10" in nbrun.printed(run).lower()
 
 
+@pytest.mark.slow
 def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1, tmp_path):
     best = torch.load(run / "best_vit_cifar10.pth", weights_only=True)
     assert best.keys() >= {"model", "config", "mean", "std"}
@@ -128,6 +133,7 @@ def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1,
     assert not (tmp_path / "last.pth").exists() and not (tmp_path / "best_vit_cifar10.pth").exists()
 
 
+@pytest.mark.slow
 def test_q1_resumes_what_it_finds(run, tmp_path):
     for name in ("last.pth", "best_vit_cifar10.pth"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
@@ -145,6 +151,7 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
     assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
@@ -160,6 +167,7 @@ def test_q1_complains_clearly(tmp_path, parameters, complaint):
     assert done.returncode and complaint in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")
 def test_q1_on_real_images(tmp_path):
     """The Kaggle competition's layout: no labels for its test images, so that some labelled ones are held out."""
@@ -178,6 +186,7 @@ def test_q1_on_real_images(tmp_path):
     assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None
 
 
+@pytest.mark.slow
 def test_q1_runs_as_a_script(tmp_path):
     parameters = TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
     nbrun.export("q1.ipynb", tmp_path, parameters | {"out_dir": tmp_path / "out"})
@@ -257,6 +266,7 @@ def test_functions_of_a_notebook_take_arguments_not_globals(name):
             assert not {n for n in read if n not in defined and n not in dir(builtins)}, function.name
 
 
+@pytest.mark.slow
 def test_executed_figures_show_where_they_come_from(run):
     """The footer of a figure: dark text on white at the bottom, absent when the figure is cut above it."""
     pixels = np.asarray(Image.open(run / "curves.png").convert("L"))

@@ -1,8 +1,8 @@
 """Training augmentation for small images as batched tensor operations, on the device where the images live.
 
 Every image gets its own crop offset, flip, operations, magnitudes, signs and erased rectangle. The few random numbers
-come from one CPU generator, and everything that decides sizes (how many images get which operation) is worked out from
-them on the CPU: nothing here waits for a GPU, and the same seed gives the same bytes on the same device.
+come from one CPU generator, and all sizes are worked out from them on the CPU: nothing here waits for a GPU, and the
+same seed gives the same bytes on the same device.
 
     generator = torch.Generator().manual_seed(0)
     x = random_crop_flip(images, 4, generator)      # uint8 [B, 3, H, W]
@@ -38,12 +38,11 @@ class _Range(NamedTuple):
     whole: bool = False  # slope * level is cut to an integer
 
 
-# In the order of the kernels that share their work: look-up tables, per-channel histograms, blends, warps.
 _RANGES = {
     "Invert": _Range(),  # solarise from 0 on
     "SolarizeIncreasing": _Range(256, -256, whole=True),  # threshold: 256 (nothing) down to 0 (all)
     "SolarizeAdd": _Range(0, 110, whole=True),  # added to the values below 128
-    "PosterizeIncreasing": _Range(4, -4, whole=True),  # bits kept: 4 down to 0 (1, see _TABLES)
+    "PosterizeIncreasing": _Range(4, -4, whole=True),  # bits kept: 4 down to 0 (1, see _KERNELS)
     "BrightnessIncreasing": _Range(1, 0.9, signed=True),  # factor: 1 (nothing) to 0.1 or 1.9
     "ContrastIncreasing": _Range(1, 0.9, signed=True),
     "AutoContrast": _Range(),
@@ -189,81 +188,41 @@ def _warp_matrices(ops: Tensor, params: Tensor, height: int, width: int) -> Tens
 def apply_ops(images: Tensor, ops: Tensor, params: Tensor) -> Tensor:
     """Apply ops (int64 [n, B], as drawn) with params (float64 [n, B]), round by round, to uint8 [B, 3, H, W].
 
-    Each round sorts the images by operation, so that each operation is one call on neighbours.
+    In each round every kernel is called once, for all images that get one of its operations.
     """
-    matrices = _warp_matrices(ops, params, *images.shape[2:])
+    # On the CPU: which images these are, one kernel's after the other's, and their parameters in that order.
     order = ops.argsort(dim=1)
-    back = order.argsort(dim=1)
-    # From one round's order straight to the next one's; the last move restores the images' own order.
-    moves = torch.stack([order[0], *(b[o] for b, o in zip(back, order[1:], strict=False)), back[-1]])
-    params = params.gather(1, order).float()
-    matrices = matrices.gather(1, order[..., None, None].expand_as(matrices))
-    moves, params, matrices = send(images.device, moves, params, matrices)
-    for i, row in enumerate(ops):
-        images = images.index_select(0, moves[i])  # a copy: the kernels below may write into it
-        sizes = dict(zip(OPS, torch.bincount(row, minlength=_NONE + 1).tolist(), strict=False))
-        _apply_sorted(images, sizes, params[i], matrices[i])
-    return images.index_select(0, moves[-1])
+    matrices = _warp_matrices(ops.gather(1, order), params := params.gather(1, order), *images.shape[2:])
+    counts = [torch.bincount(row, minlength=len(OPS)).tolist() for row in ops]
+    order, params, matrices = send(images.device, order, params.float()[..., None, None, None], matrices)
+
+    images = images.clone()
+    for i, count in enumerate(counts):
+        start = 0
+        for names, kernel in _KERNELS.items():
+            stop = start + sum(count[OPS.index(name)] for name in names)
+            if stop > start:
+                group = slice(start, stop)
+                chosen = order[i, group]
+                done = kernel(images[chosen].float(), params[i, group], matrices[i, group])
+                images[chosen] = done.to(torch.uint8)  # fractions are cut off, as Pillow cuts them
+            start = stop
+    return images
 
 
-def _apply_sorted(images: Tensor, sizes: dict[str, int], params: Tensor, matrices: Tensor) -> None:
-    """Apply to images, in place, sorted by op, the first sizes[OPS[0]] of them OPS[0], and so on."""
-    start = 0
-    for names, kernel in _KERNELS:
-        counts = {name: sizes[name] for name in names if sizes[name]}
-        stop = start + sum(counts.values())
-        if counts:
-            group = slice(start, stop)
-            images[group] = kernel(images[group], counts, params[group], matrices[group])
-        start = stop
-
-
-def _look_up(images: Tensor, counts: dict[str, int], params: Tensor, *_) -> Tensor:
-    """The operations that map each grey level to another: one table of 256 per image, one look-up for all."""
-    level = torch.arange(256, dtype=torch.float32, device=images.device)
-    groups = zip(counts, images.split([*counts.values()]), params[:, None].split([*counts.values()]), strict=True)
-    tables = torch.cat([_TABLES[name](level, p, x) for name, x, p in groups]).to(torch.uint8)  # [G, 256]
-    return tables.gather(1, images.flatten(1).long()).view_as(images)
-
-
-# Each: levels [256], parameters [G, 1], images [G, 3, H, W] -> float [G, 256] within 0..255.
-_TABLES = {
-    "Invert": lambda v, p, _: torch.where(v >= p, 255 - v, v),
-    "SolarizeIncreasing": lambda v, p, _: torch.where(v >= p, 255 - v, v),
-    "SolarizeAdd": lambda v, p, _: v + p * (v < 128),  # p <= 110: no overflow
-    # timm's range ends at 0 bits, for magnitude 10 alone: a black image, which Pillow refuses from version 13 on.
-    "PosterizeIncreasing": lambda v, p, _: v - v % torch.exp2(8 - p.clamp(min=1)),
-    "BrightnessIncreasing": lambda v, p, _: (v * p).clamp_(0, 255),
-    "ContrastIncreasing": lambda v, p, x: _blend(_mean_grey(x), v, p),
-}
-
-
-def _auto_contrast(images: Tensor, *_) -> Tensor:
+def _auto_contrast(pixels: Tensor) -> Tensor:
     """Stretch each channel to 0..255. Own code: torchvision's assigns by a boolean mask, which may wait for a GPU."""
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)  # [G, 3, 1, 1]
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)  # [G, 3, 1, 1]
     flat = low == high  # nothing to stretch: left as it is
     scale = torch.where(flat, 1.0, 255 / (high - low))
-    return images.sub(low.masked_fill(flat, 0)).mul(scale).clamp_(0, 255).to(torch.uint8)
+    return pixels.sub(low.masked_fill(flat, 0)).mul(scale).clamp_(0, 255)
 
 
-def _equalize(images: Tensor, *_) -> Tensor:
-    """Even out each channel's histogram; torchvision's works on each image of a batch."""
-    return tvf.equalize_image(images)
-
-
-def _enhance(images: Tensor, counts: dict[str, int], params: Tensor, *_) -> Tensor:
-    """Colour and sharpness: away from, or beyond, the image's own grey or smoothed version."""
-    pixels = images.float()
-    groups = pixels.split([counts.get("ColorIncreasing", 0), counts.get("SharpnessIncreasing", 0)])
-    degenerate = torch.cat((_grey(groups[0]).expand_as(groups[0]), _smooth(groups[1])))
-    return _blend(degenerate, pixels, params[:, None, None, None]).to(torch.uint8)
-
-
-def _warp(images: Tensor, _, __, matrices: Tensor) -> Tensor:
+def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
     """Rotation, shears and translations: one bilinear sampling along each image's matrix."""
-    _, _, H, W = images.shape
-    y = (torch.arange(H, device=images.device) * 2 + 1) / H - 1  # pixel centres
-    x = (torch.arange(W, device=images.device) * 2 + 1) / W - 1
+    _, _, H, W = pixels.shape
+    y = (torch.arange(H, device=pixels.device) * 2 + 1) / H - 1  # pixel centres
+    x = (torch.arange(W, device=pixels.device) * 2 + 1) / W - 1
     rows = matrices[:, :, 1, None] * y + matrices[:, :, 2, None]  # [G, 2, H]
     columns = matrices[:, :, 0, None] * x  # [G, 2, W]
     # The two coordinates as planes, not pairs: ten times as fast to fill, and no slower to sample with.
@@ -271,9 +230,9 @@ def _warp(images: Tensor, _, __, matrices: Tensor) -> Tensor:
     # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs have from torch 2.13
     # only (github.com/pytorch/pytorch/issues/125098).
     middles = 1 - 1 / torch.tensor([W, H], dtype=torch.float32)  # of the outermost pixels
-    (middles,) = send(images.device, middles[:, None, None])
+    (middles,) = send(pixels.device, middles[:, None, None])
     places = grid.clamp(-middles, middles).permute(0, 2, 3, 1)
-    warped = F.grid_sample(images.float(), places, "bilinear", padding_mode="zeros", align_corners=False)
+    warped = F.grid_sample(pixels, places, "bilinear", padding_mode="zeros", align_corners=False)
     # The image's edge is hard, as Pillow has it: no pixel mixes image and fill. A position exactly on the edge
     # is inside at the left and top only, hence the small shift.
     inside = (grid.add_(1e-6).abs_().amax(1, keepdim=True) < 1).to(torch.uint8)  # [G, 1, H, W]
@@ -281,17 +240,8 @@ def _warp(images: Tensor, _, __, matrices: Tensor) -> Tensor:
     return warped.add_(1e-3).to(torch.uint8).mul_(inside).add_((1 - inside).mul_(FILL))
 
 
-_KERNELS = (
-    (OPS[:6], _look_up),
-    (OPS[6:7], _auto_contrast),
-    (OPS[7:8], _equalize),
-    (OPS[8:10], _enhance),
-    (OPS[10:], _warp),
-)
-
-
 def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (pixels - degenerate), within 0..255; fractions are cut off later, as Pillow cuts them."""
+    """degenerate + factor * (pixels - degenerate), within 0..255."""
     return (pixels - degenerate).mul_(factor).add_(degenerate).clamp_(0, 255)
 
 
@@ -301,9 +251,9 @@ def _grey(pixels: Tensor) -> Tensor:
     return (r * (19595 / 65536)).add_(g, alpha=38470 / 65536).add_(b, alpha=7471 / 65536).add_(0.5).floor_()
 
 
-def _mean_grey(images: Tensor) -> Tensor:
-    """Each image's mean luma [G, 1], rounded."""
-    return _grey(images.float()).mean((2, 3)).add_(0.5).floor_()
+def _mean_grey(pixels: Tensor) -> Tensor:
+    """Each image's mean luma [G, 1, 1, 1], rounded."""
+    return _grey(pixels).mean((2, 3), keepdim=True).add_(0.5).floor_()
 
 
 def _smooth(pixels: Tensor) -> Tensor:
@@ -314,6 +264,23 @@ def _smooth(pixels: Tensor) -> Tensor:
     box = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
     out[..., 1:-1, 1:-1] = box.add_(centre, alpha=4).div_(13).add_(0.5).floor_()
     return out
+
+
+# Operations, in the order of OPS: their function of pixels (float [G, 3, H, W], whole numbers), parameters [G, 1, 1, 1]
+# and warp matrices [G, 2, 3] to pixels within 0..255.
+_KERNELS = {
+    ("Invert", "SolarizeIncreasing"): lambda x, p, _: torch.where(x >= p, 255 - x, x),
+    ("SolarizeAdd",): lambda x, p, _: x + p * (x < 128),  # p <= 110: no overflow
+    # timm's range ends at 0 bits, for magnitude 10 alone: a black image, which Pillow refuses from version 13 on.
+    ("PosterizeIncreasing",): lambda x, p, _: x - x % torch.exp2(8 - p.clamp(min=1)),
+    ("BrightnessIncreasing",): lambda x, p, _: (x * p).clamp_(0, 255),
+    ("ContrastIncreasing",): lambda x, p, _: _blend(_mean_grey(x), x, p),
+    ("AutoContrast",): lambda x, *_: _auto_contrast(x),
+    ("Equalize",): lambda x, *_: tvf.equalize_image(x.to(torch.uint8)),
+    ("ColorIncreasing",): lambda x, p, _: _blend(_grey(x), x, p),
+    ("SharpnessIncreasing",): lambda x, p, _: _blend(_smooth(x), x, p),
+    OPS[10:]: lambda x, _, matrices: _warp(x, matrices),
+}
 
 
 # ---- small things ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from helpers.common.files import DataError, listing, natural, peek, some
 from helpers.vit.cifar_pickle import text, unpickle
-from helpers.vit.image_set import CLASSES, ImageSet, Table, assemble
+from helpers.vit.image_set import CLASSES, PIXEL_SHAPES, ImageSet, Table, assemble
 
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 BATCHES = (*TRAIN_BATCHES, "test_batch")
@@ -91,19 +90,14 @@ def read_npz(path: Path) -> ImageSet:
 
 
 def npz_problem(path: Path) -> str | None:
-    """The reason why this .npz is no CIFAR-10, from its headers alone: Keras' mnist.npz, say, has the same keys."""
-    wrong = []
+    """The reason why this .npz is no CIFAR-10, from its test images: Keras' mnist.npz, say, has the same keys."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for key in NPZ_KEYS:
-                with archive.open(f"{key}.npy") as file:
-                    np.lib.format.read_magic(file)
-                    shape = np.lib.format.read_array_header_1_0(file)[0]  # 2.0 is for structured arrays
-                if key[0] == "x" and shape[1:] not in ((3, 32, 32), (32, 32, 3)):
-                    wrong.append(f"{key} {list(shape)}")
-    except Exception as error:  # also a KeyError: one of the arrays is not there
+        with path.open("rb") as raw, np.load(raw) as file:
+            shape = file["x_test"].shape
+    except Exception as error:  # also a KeyError: it is not there
         return f"{path}, which cannot be read as CIFAR-10 ({error})"
-    return f"{path}, which holds {', '.join(wrong)}: no 32x32 colour images" if wrong else None
+    if shape[1:] not in PIXEL_SHAPES:
+        return f"{path}, which holds x_test {list(shape)}: no 32x32 colour images"
 
 
 # ---- Parquet ----
@@ -130,8 +124,8 @@ def parquet_shards(folder: Path) -> dict[str, list[Path]]:
     for split in ("train", "test"):
         beside = [path for name, path in files.items() if name.lower().startswith(split)]
         below = [*peek(folders[split])[1].values()] if split in folders else []
-        found = [[path for path in paths if path.suffix.lower() == ".parquet"] for paths in (beside, below)]
-        shards[split] = sorted(found[0] or found[1], key=lambda path: natural(path.name))
+        beside, below = ([p for p in paths if p.suffix.lower() == ".parquet"] for paths in (beside, below))
+        shards[split] = sorted(beside or below, key=lambda path: natural(path.name))
     return shards
 
 

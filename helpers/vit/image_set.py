@@ -18,6 +18,7 @@ from tqdm.contrib.concurrent import thread_map
 from helpers.common.files import DataError, some
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 HOLD_OUT_SEED = 0  # which labelled images become the test set where there is none; fixed, so that runs compare
 
 
@@ -108,7 +109,7 @@ def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray) -> list[tuple[np.n
 def _checked_pixels(values: object, _: object, where: str) -> np.ndarray:
     """uint8 [N, 3, 32, 32] from an array of whole numbers from 0 to 255 in any of the usual shapes."""
     shape = getattr(values, "shape", ())[1:]
-    if shape not in ((3072,), (3, 32, 32), (32, 32, 3)):
+    if shape not in PIXEL_SHAPES:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
         raise DataError(f"{where}: the images are {got}, expected [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3].")
     if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() <= 255):

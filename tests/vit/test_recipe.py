@@ -187,6 +187,7 @@ def test_learning_rate_is_linear_then_cosine(q1):
     assert q1.lr_at(0.5, cfg) == pytest.approx(1e-3) and q1.lr_at(1.0, cfg) == pytest.approx(1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_time_has_exactly_the_epochs_cosine(q1, tmp_path):
     run = make_run(q1, n=160, epochs=3, max_minutes=60)
     used = []
