@@ -196,7 +196,7 @@ def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: 
     cfg = config.make_config(q1.RECIPE, q1.PRESETS, settings.pop("preset"), settings, 0)
     config.fit_to_images(cfg, found)
     train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)
-    return q1.new_run(cfg, compute, train, val, pixel_statistics(train.images[:20000]), found.classes)
+    return q1.Run(cfg, compute, train, val, pixel_statistics(train.images[:20000]), found.classes)
 
 
 # ------------------------------------------------------------------------------------------ one thing at a time

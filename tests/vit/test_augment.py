@@ -21,14 +21,6 @@ UNSIGNED = {"AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "Solari
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def posterize_keeps_a_bit(monkeypatch):
     """At magnitude 10 timm asks for 0 bits: black before Pillow 13, an error since. Ours keeps 1 (see augment.py)."""
     bits = {"PosterizeIncreasing": lambda level, _: (max(1, 4 - int(level / 10 * 4)),)}

@@ -39,7 +39,7 @@ def make_run(q1, n=64, precision="fp32", **changes):
     torch.manual_seed(0)
     data = Split(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10)
     scale = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)
-    run = q1.new_run(cfg, Compute(torch.device("cpu"), "CPU", precision), data, data.first(8), scale, CLASSES)
+    run = q1.Run(cfg, Compute(torch.device("cpu"), "CPU", precision), data, data.first(8), scale, CLASSES)
     run.clock = Clock(round(cfg.epochs * run.steps_per_epoch))
     return run
 
@@ -187,7 +187,6 @@ def test_learning_rate_is_linear_then_cosine(q1):
     assert q1.lr_at(0.5, cfg) == pytest.approx(1e-3) and q1.lr_at(1.0, cfg) == pytest.approx(1e-5)
 
 
-@pytest.mark.slow
 def test_a_run_with_time_has_exactly_the_epochs_cosine(q1, tmp_path):
     run = make_run(q1, n=160, epochs=3, max_minutes=60)
     used = []
@@ -524,7 +523,7 @@ def test_a_graphed_step_is_an_eager_one(q1, precision, compiled, capsys):
         run = make_run(q1, compile=compiled)
         run.train, run.val = (Split(s.images.to(device), s.labels.to(device)) for s in (run.train, run.val))
         scale = [value.to(device) for value in run.scale]
-        run = q1.new_run(run.cfg, Compute(device, "GPU", precision), run.train, run.val, scale, CLASSES)
+        run = q1.Run(run.cfg, Compute(device, "GPU", precision), run.train, run.val, scale, CLASSES)
         run.clock = Clock(8)
         x, y = batch(q1, run)
         step = prepared(q1, run) if graphed else lambda a, b, run=run: q1.train_step(run, a, b)
