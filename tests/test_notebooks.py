@@ -22,7 +22,6 @@ import nbrun
 from helpers.vit import data
 
 ROOT = nbload.ROOT
-CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
 TINY = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
 SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
@@ -165,25 +164,6 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
 def test_q1_complains_clearly(tmp_path, parameters, complaint):
     done = papermill("q1.ipynb", tmp_path, download=False, **parameters)
     assert done.returncode and complaint in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")
-def test_q1_on_real_images(tmp_path):
-    """The Kaggle competition's layout: no labels for its test images, so that some labelled ones are held out."""
-    subprocess.run(
-        [sys.executable, str(CIFAR_TOOL), str(tmp_path / "d"), "--layout", "kaggle", "--limit", "100"],
-        check=True,
-        stdout=-3,
-    )
-    done = papermill(
-        "q1.ipynb", tmp_path / "out", data_root=tmp_path / "d", **TINY | SHORT | {"val_size": 0, "epochs": 1, "tta": 0}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
-    assert summary["dataset"]["name"] == "CIFAR-10" and str(tmp_path / "d") in summary["dataset"]["source"]
-    assert (summary["dataset"]["train"], summary["dataset"]["val"], summary["dataset"]["test"]) == (800, 0, 200)
-    assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None
 
 
 @pytest.mark.slow

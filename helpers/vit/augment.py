@@ -30,7 +30,7 @@ ERASING_TRIES = 10
 
 
 class _Range(NamedTuple):
-    """How an operation's parameter follows from the level (magnitude / 10, so 0 to 1): start + slope * level."""
+    """An operation's parameter at a level (magnitude / 10, so 0 to 1): start + slope * level."""
 
     start: float = 0.0
     slope: float = 0.0

@@ -1,4 +1,4 @@
-"""How far a training run is, and its counts, times and log."""
+"""Progress of a training run, and its counts, times and log."""
 
 from __future__ import annotations
 

@@ -18,11 +18,12 @@ from helpers.common.device import pick_compute, seed_everything
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 
+Recipe = Mapping[str, Sequence[Any]]  # setting -> a value for each preset
 # Settings that are the same in every preset: they say where and how, not what is trained.
 OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
 
 
-def collect(names: Mapping[str, Any], recipe: Mapping[str, Sequence[Any]]) -> SimpleNamespace:
+def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
     """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
 
     What was defined after the recipe is taken along (papermill adds parameters there), so that `start` finds those that
@@ -35,7 +36,7 @@ def collect(names: Mapping[str, Any], recipe: Mapping[str, Sequence[Any]]) -> Si
     return SimpleNamespace(**{name: names.get(name) for name in known})
 
 
-def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Sequence[str]) -> tuple[Any, ...]:
+def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple[Any, ...]:
     """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
 
     Returns the configuration, the device with its precision, the output folder, and the machine's line in a figure's
@@ -79,13 +80,9 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
 
 
 def make_config(
-    recipe: Mapping[str, Sequence[Any]],
-    presets: Sequence[str],
-    preset: str,
-    given: Mapping[str, Any],
-    gpu_memory: float,
+    recipe: Recipe, presets: Sequence[str], preset: str, given: Mapping[str, Any], gpu_memory: float
 ) -> SimpleNamespace:
-    """One column of `recipe` (setting -> a value per preset), with those of `given` that are not None in its place.
+    """One column of `recipe`, with those of `given` that are not None in its place.
 
     `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
     Raises `ValueError` for another preset, and for a name in `given` that is no setting.

@@ -1,11 +1,4 @@
-"""CIFAR-10 from wherever it lies, checked and decoded into uint8 tensors.
-
-    images = load_images()                    # search, then download, then the synthetic stand-in
-    images = load_images("./data")            # this place or a DataError, never a stand-in
-    images.train_images                       # uint8 [50000, 3, 32, 32]
-
-Whatever is missing or broken is a `DataError` that names the file, the value and the next step.
-"""
+"""CIFAR-10 from wherever it lies, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
 
 from __future__ import annotations
 
@@ -109,16 +102,12 @@ def load_images(
 
 
 def find_cifar10(root: str | Path) -> Location | None:
-    """The nearest CIFAR-10 at `root` (a folder or a file) or up to two folders below it, by names and headers alone: a
-    broken copy is found as well, and `load_cifar10` then says what is broken."""
+    """The nearest CIFAR-10 at `root` (a folder or a file) or up to two folders below it, by names and headers alone."""
     return next(_candidates(Path(root).expanduser(), []), None)
 
 
 def load_cifar10(root: str | Path) -> ImageSet:
-    """Read the CIFAR-10 that `find_cifar10` finds, and check all of it; a `DataError` names the culprit.
-
-    A part of CIFAR-10 is fine as long as it has all ten classes in both splits; `notes` then gives the counts.
-    """
+    """Read and check the CIFAR-10 that `find_cifar10` finds, all or a part of it; a `DataError` names the culprit."""
     root, remarks = Path(root).expanduser(), []
     candidates = _candidates(root, remarks)
     location = next(candidates, None)

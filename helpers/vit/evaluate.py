@@ -49,7 +49,7 @@ def predict(
 
 
 def count_right(probabilities: Tensor, labels: Tensor) -> int:
-    """How many rows of `[N, classes]` have their largest entry at the label."""
+    """Number of rows of `[N, classes]` whose largest entry is the label's."""
     return int((probabilities.argmax(-1) == labels.cpu()).sum())
 
 

@@ -2,8 +2,8 @@
 
 import csv
 import functools
-import importlib.util
 import io
+import json
 import os
 import pickle
 import random
@@ -20,6 +20,7 @@ from PIL import Image
 
 from helpers.shapes import synthetic
 from helpers.vit.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
+from test_notebooks import SHORT, TINY, papermill
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RNG = np.random.default_rng(7)
@@ -311,37 +312,6 @@ def test_an_unbalanced_part_is_fine(tmp_path):
     for i in range(11):
         (tmp_path / "train" / "airplane" / f"{i}.png").unlink()
     assert load_cifar10(tmp_path).train_labels.bincount().tolist() == [1] + [12] * 9
-
-
-@pytest.mark.slow
-def test_the_real_images_in_three_layouts(tmp_path, monkeypatch):
-    tool = Path(__file__).resolve().parents[3] / "shared" / "bin" / "cifar10.py"
-    if not tool.is_file():
-        pytest.skip(f"{tool} is absent: no real images beside this checkout")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # nothing of ours belongs beside the tool
-    spec = importlib.util.spec_from_file_location("cifar10_tool", tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows = list(module.images(10))  # what --limit 10 gives; unpacked once for the three, which takes seconds
-    monkeypatch.setattr(module, "images", lambda limit: iter(rows))
-    sets = {}
-    for layout in ("folders", "batches", "kaggle"):
-        getattr(module, layout)(tmp_path / layout, 10)
-        sets[layout] = load_cifar10(tmp_path / layout)
-
-    def content(images, *splits):
-        pairs = []
-        for split in splits:
-            x, y = getattr(images, f"{split}_images").numpy(), getattr(images, f"{split}_labels").tolist()
-            pairs += [(pixels.tobytes(), label) for pixels, label in zip(x, y, strict=True)]
-        return sorted(pairs)
-
-    assert sets["folders"].train_labels.bincount().tolist() == [10] * 10
-    assert sets["folders"].test_labels.bincount().tolist() == [2] * 10
-    for split in ("train", "test"):
-        assert content(sets["folders"], split) == content(sets["batches"], split)
-    assert content(sets["folders"], "train") == content(sets["kaggle"], "train", "test")
-    assert sets["kaggle"].test_labels.bincount().tolist() == [2] * 10
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -753,3 +723,17 @@ def test_importing_needs_neither_network_nor_cuda():
         "assert not torch.cuda.is_initialized(); assert 'pyarrow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2], timeout=60)
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_on_the_competitions_files(tmp_path):
+    """No labels for the test images, so that some labelled ones are held out; nothing held out to choose weights by."""
+    write_kaggle(tmp_path / "d")
+    changed = {"data_root": tmp_path / "d", "val_size": 0, "epochs": 1, "tta": 0}
+    done = papermill("q1.ipynb", tmp_path / "out", **TINY | SHORT | changed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
+    dataset = summary["dataset"]
+    assert dataset["name"] == "CIFAR-10" and str(tmp_path / "d") in dataset["source"]
+    assert (dataset["train"], dataset["val"], dataset["test"]) == (100, 0, 20)
+    assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None
