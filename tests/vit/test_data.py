@@ -422,6 +422,15 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, protocol, inside):
         assert not list(tmp_path.glob("touched*"))
 
 
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path):
+    """The elements of an array of objects are addresses, which a pickle could make up."""
+    write_batches(tmp_path)
+    for array in (np.array([{}, 1], object), np.array(["a", "b"]), np.zeros(2, [("x", "u1")])):
+        raw = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": array})
+        (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
+        expect(tmp_path, "data_batch_1", "an array of type", "executed")
+
+
 @pytest.mark.parametrize("keep", [0, 0.5, 0.98])
 def test_a_truncated_archive_is_named(tmp_path, keep):
     write_archive(tmp_path)
