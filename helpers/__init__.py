@@ -11,10 +11,11 @@ common    what both notebooks need
   boxes          the box of a mask
 vit       q1's
   config         settings: presets, what the user gave, what can work
-  data, image_set, cifar_readers, cifar_pickle    CIFAR-10 in whatever layout, checked, as tensors
+  data           CIFAR-10 found or fetched, as tensors; split
+  cifar_tables, cifar_pickle, cifar_folders, image_set    its layouts read and checked
   augment        crops, flips, RandAugment, Random Erasing as batched tensor operations
   engine         a training step that fits into memory, compiled, as one CUDA graph
-  clock, progress    how far a run is; what it counts and remembers
+  clock          how far a run is; its counts, times and log
   checkpoint     best_vit_cifar10.pth, last.pth, run_summary.json; resuming
   evaluate       predictions, accuracy, calibration, mistakes
   figures        curves, reports, attention

@@ -79,3 +79,8 @@ def test_how_hard_augmented_images_are(tmp_path):
         "both",
     ]
     assert all(0 <= float(row[f"{who}, % right"]) <= 100 for row in rows for who in ("q1", "timm"))
+
+
+def test_the_figures_of_what_was_measured(tmp_path):
+    gpu.main(["--part", "figures", "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.png", "gpu_run.png"}

@@ -22,7 +22,6 @@ import nbrun
 from helpers.vit import data
 
 ROOT = nbload.ROOT
-CIFAR_TOOL = ROOT.parent / "shared" / "bin" / "cifar10.py"
 TINY = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
 SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
@@ -70,6 +69,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_q1_writes_what_it_promises(run):
     summary = json.loads((run / "run_summary.json").read_text())
     assert not set(SUMMARY_KEYS) - set(summary)
@@ -91,6 +91,7 @@ def test_q1_writes_what_it_promises(run):
     assert mean == pytest.approx(summary["test_accuracy"], abs=0.5)  # the classes are balanced
 
 
+@pytest.mark.slow
 def test_q1_history_has_a_row_an_epoch(run):
     with (run / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -102,6 +103,7 @@ def test_q1_history_has_a_row_an_epoch(run):
     assert json.loads((run / "run_summary.json").read_text())["best_val_accuracy"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_q1_figures_are_pictures_with_something_on_them(run, name):
     pixels = np.asarray(Image.open(run / f"{name}.png").convert("L"))
@@ -109,10 +111,12 @@ def test_q1_figures_are_pictures_with_something_on_them(run, name):
     assert (run / f"{name}.png").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_q1_says_loudly_that_shapes_are_not_cifar(run):
     assert "not cifar-10" in nbrun.printed(run).lower()
 
 
+@pytest.mark.slow
 def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1, tmp_path):
     best = torch.load(run / "best_vit_cifar10.pth", weights_only=True)
     assert best.keys() >= {"model", "config", "mean", "std"}
@@ -128,6 +132,7 @@ def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1,
     assert not (tmp_path / "last.pth").exists() and not (tmp_path / "best_vit_cifar10.pth").exists()
 
 
+@pytest.mark.slow
 def test_q1_resumes_what_it_finds(run, tmp_path):
     for name in ("last.pth", "best_vit_cifar10.pth"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
@@ -145,6 +150,7 @@ def test_q1_resumes_what_it_finds(run, tmp_path):
     assert refused.returncode and "lr=" in refused.stderr and "resume=False" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
@@ -160,24 +166,7 @@ def test_q1_complains_clearly(tmp_path, parameters, complaint):
     assert done.returncode and complaint in done.stderr
 
 
-@pytest.mark.skipif(not CIFAR_TOOL.is_file(), reason="the real images are not at ../shared")
-def test_q1_on_real_images(tmp_path):
-    """The Kaggle competition's layout: no labels for its test images, so that some labelled ones are held out."""
-    subprocess.run(
-        [sys.executable, str(CIFAR_TOOL), str(tmp_path / "d"), "--layout", "kaggle", "--limit", "100"],
-        check=True,
-        stdout=-3,
-    )
-    done = papermill(
-        "q1.ipynb", tmp_path / "out", data_root=tmp_path / "d", **TINY | SHORT | {"val_size": 0, "epochs": 1, "tta": 0}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
-    assert summary["dataset"]["name"] == "CIFAR-10" and str(tmp_path / "d") in summary["dataset"]["source"]
-    assert (summary["dataset"]["train"], summary["dataset"]["val"], summary["dataset"]["test"]) == (800, 0, 200)
-    assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None
-
-
+@pytest.mark.slow
 def test_q1_runs_as_a_script(tmp_path):
     parameters = TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
     nbrun.export("q1.ipynb", tmp_path, parameters | {"out_dir": tmp_path / "out"})
@@ -257,6 +246,7 @@ def test_functions_of_a_notebook_take_arguments_not_globals(name):
             assert not {n for n in read if n not in defined and n not in dir(builtins)}, function.name
 
 
+@pytest.mark.slow
 def test_executed_figures_show_where_they_come_from(run):
     """The footer of a figure: dark text on white at the bottom, absent when the figure is cut above it."""
     pixels = np.asarray(Image.open(run / "curves.png").convert("L"))

@@ -72,8 +72,7 @@ def find_inputs(
         return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
     drawn = _draw(out / "examples", seed) if distributed.is_main() else None
     paths, scene_prompt, clip_path, clip_prompt = distributed.broadcast(drawn)
-    prompts = (parse_phrases(text) if prompt is None else phrases for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
-    scene, folder, tracked = prompts
+    scene, folder, tracked = (phrases or parse_phrases(text) for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
     print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {out / 'examples'}")
     return Inputs(paths, scene, out / "examples", True, folder, VideoReader(clip_path), tracked)
 

@@ -1,14 +1,13 @@
 """Training augmentation for small images as batched tensor operations, on the device where the images live.
 
 Every image gets its own crop offset, flip, operations, magnitudes, signs and erased rectangle. The few random numbers
-come from one CPU generator, and everything that decides sizes (how many images get which operation) is worked out from
-them on the CPU: nothing here waits for a GPU, and the same seed gives the same bytes on the same device. The input is
-not modified unless `inplace` asks for it.
+come from one CPU generator, and all sizes are worked out from them on the CPU: nothing here waits for a GPU, and the
+same seed gives the same bytes on the same device.
 
     generator = torch.Generator().manual_seed(0)
     x = random_crop_flip(images, 4, generator)      # uint8 [B, 3, H, W]
     x = rand_augment(x, 2, 9, generator)            # uint8 [B, 3, H, W]
-    x = random_erasing(normalise(x), 0.25, generator, inplace=True)  # float [B, 3, H, W]
+    x = random_erasing(normalise(x), 0.25, generator)  # float [B, 3, H, W], in place
 
 Sources: RandAugment, Cubuk et al. 2020, arXiv 1909.13719, with the operations, ranges and defaults of timm's
 'rand-m9-mstd0.5-inc1' (timm/data/auto_augment.py); Random Erasing, Zhong et al. 2020, arXiv 1708.04896, with timm's
@@ -16,7 +15,6 @@ defaults (timm/data/random_erasing.py).
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,14 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-# Images per pass on a CPU: enough to spread the fixed cost of the calls, little enough for the cache. Measured on one
-# core of an AMD EPYC (Zen 5), images/s of rand_augment: 50,000 at 64, 70,000 at 128, 90,000 at 256, 145,000 from 1024.
-# A GPU takes the whole batch at once: the fewer launches, the better.
-CPU_CHUNK = 1024
+MAGNITUDE_STD = 0.5  # of an image's RandAugment magnitude around m, as timm's mstd0.5
+FILL = 128  # grey level of what a warp brings in from outside, in all channels
+ERASED_AREA = (0.02, 1 / 3)  # a rectangle's share of the image
+ERASED_ASPECT = (0.3, 1 / 0.3)  # its height / width
+ERASING_TRIES = 10
 
 
 class _Range(NamedTuple):
-    """How an operation's parameter follows from the level (magnitude / 10, so 0 to 1): start + slope * level."""
+    """An operation's parameter at a level (magnitude / 10, so 0 to 1): start + slope * level."""
 
     start: float = 0.0
     slope: float = 0.0
@@ -39,12 +38,11 @@ class _Range(NamedTuple):
     whole: bool = False  # slope * level is cut to an integer
 
 
-# In the order of the kernels that share their work: look-up tables, per-channel histograms, blends, warps.
 _RANGES = {
     "Invert": _Range(),  # solarise from 0 on
     "SolarizeIncreasing": _Range(256, -256, whole=True),  # threshold: 256 (nothing) down to 0 (all)
     "SolarizeAdd": _Range(0, 110, whole=True),  # added to the values below 128
-    "PosterizeIncreasing": _Range(4, -4, whole=True),  # bits kept: 4 down to 0 (1, see _TABLES)
+    "PosterizeIncreasing": _Range(4, -4, whole=True),  # bits kept: 4 down to 0 (1, see _KERNELS)
     "BrightnessIncreasing": _Range(1, 0.9, signed=True),  # factor: 1 (nothing) to 0.1 or 1.9
     "ContrastIncreasing": _Range(1, 0.9, signed=True),
     "AutoContrast": _Range(),
@@ -66,14 +64,9 @@ def random_crop_flip(images: Tensor, padding: int, generator: torch.Generator) -
     """Crop each image at its own offset out of its reflect-padded self, and mirror half of them.
 
     images: uint8 [B, C, H, W] (any dtype works: pixels are only moved); returns the same shape and dtype.
-    padding: pixels on each side, 0 (flips only) to min(H, W) - 1; offsets are uniform on 0..2*padding in both axes.
-    Raises ValueError for a padding outside that range, TypeError or ValueError for what is not a batch of images.
+    padding: pixels on each side, below min(H, W); offsets are uniform on 0..2*padding in both axes.
     """
-    _check_batch(images)
-    _check_generator(generator)
     B, C, H, W = images.shape
-    if not 0 <= padding < min(H, W):
-        raise ValueError(f"padding must be from 0 to {min(H, W) - 1} for {H}x{W} images (reflection), got {padding}")
     offset = torch.randint(-padding, padding + 1, (2, B), generator=generator)
     flip = torch.rand(1, B, generator=generator) < 0.5
     dy, dx, flip = send(images.device, torch.cat((offset, flip)))[0]
@@ -88,73 +81,35 @@ def random_crop_flip(images: Tensor, padding: int, generator: torch.Generator) -
     return images.flatten(2).gather(2, source).view(B, C, H, W)
 
 
-def rand_augment(
-    images: Tensor,
-    n: int,
-    m: float,
-    generator: torch.Generator,
-    mstd: float = 0.5,
-    fill: int | Sequence[int] = 128,
-    prob: float = 0.5,
-    chunk: int | None = None,
-) -> Tensor:
-    """RandAugment with n operations, magnitudes and signs drawn for each image, as timm's 'rand-m{m}-mstd{mstd}-inc1'.
+def rand_augment(images: Tensor, n: int, m: float, generator: torch.Generator, prob: float = 0.5) -> Tensor:
+    """RandAugment with n operations, magnitudes and signs drawn for each image, as timm's 'rand-m{m}-mstd0.5-inc1'.
 
     images: uint8 [B, 3, H, W]; returns the same shape and dtype (with n = 0 or no images: the input itself).
     n: rounds. In each, an image gets one of OPS, all equally likely, with probability prob (timm's default is 0.5;
         Cubuk et al. always apply, which is prob=1), otherwise nothing.
-    m: magnitude, 0 to 10, may be fractional; each image's is normal around m with deviation mstd, clipped to [0, 10].
-    fill: grey level, or one per channel, of what a warp brings in from outside (timm: the data set's mean colour).
-    chunk: images per pass; CPU_CHUNK on a CPU, all at once elsewhere. The result does not depend on it.
+    m: magnitude, 0 to 10, may be fractional; each image's is normal around m, clipped to [0, 10].
 
     Warps interpolate bilinearly, as Pillow does it, where timm draws bilinear or bicubic: nearest would save 8 % of
     the time of the whole augmentation (measured) for jagged edges.
-    Raises ValueError for n < 0, for m or prob out of range, for images without three channels; TypeError for a dtype
-    other than uint8.
     """
-    _check_batch(images, dtype=torch.uint8, channels=3)
-    _check_generator(generator)
-    if n < 0:
-        raise ValueError(f"n must be 0 or more rounds, got {n}")
-    if not 0 <= m <= 10:
-        raise ValueError(f"m must be a magnitude from 0 to 10, got {m}")
-    if not 0 <= prob <= 1:
-        raise ValueError(f"prob must be from 0 to 1, got {prob}")
     if n == 0 or len(images) == 0:
         return images
-    ops, params = draw_rand_augment(n, len(images), m, generator, mstd, prob)
-    return apply_ops(images, ops, params, fill, chunk)
+    return apply_ops(images, *draw_rand_augment(n, len(images), m, generator, prob))
 
 
-def random_erasing(
-    images: Tensor,
-    prob: float,
-    generator: torch.Generator,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-    inplace: bool = False,
-) -> Tensor:
-    """Replace a random rectangle by standard normal noise, pixel by pixel, in each image with probability prob.
+def random_erasing(images: Tensor, prob: float, generator: torch.Generator) -> Tensor:
+    """Replace, in place, a random rectangle by standard normal noise in each image with probability prob.
 
-    images: floating point [B, C, H, W], normalised (the noise has mean 0, deviation 1); returns the same.
-    area: the rectangle's share of the image, uniform; aspect: its height / width, log-uniform; its place is uniform.
-    A rectangle as high or as wide as the image is drawn again, up to ten times, after which the image is left alone.
-    As timm's RandomErasing(prob, mode='pixel'). inplace writes into images, which saves a copy of the batch.
-    Raises ValueError for prob outside [0, 1]; TypeError for images that are not floating point.
+    images: floating point [B, C, H, W], normalised (the noise has mean 0, deviation 1); returned changed.
+    Area is uniform, aspect log-uniform, place uniform; a rectangle as high or as wide as the image is drawn again, up
+    to ten times, after which the image is left alone. As timm's RandomErasing(prob, mode='pixel').
     """
-    _check_batch(images)
-    _check_generator(generator)
-    if not images.is_floating_point():
-        raise TypeError(f"random_erasing needs normalised floating point images, got {images.dtype}")
-    if not 0 <= prob <= 1:
-        raise ValueError(f"prob must be from 0 to 1, got {prob}")
     B, C, H, W = images.shape
-    chosen, boxes = draw_rectangles(B, H, W, prob, generator, area, aspect)
+    chosen, boxes = draw_rectangles(B, H, W, prob, generator)
     # Only as much noise as there are pixels to fill: drawing it is what this function costs on a CPU.
     noise = _normal(C * int((boxes[2] * boxes[3]).sum()), images, generator)
-    done = images if inplace else images.clone()
     if not len(chosen):
-        return done
+        return images
     chosen, boxes = send(images.device, chosen, boxes)
 
     top, left, height, width = boxes[:, :, None]  # each [K, 1]
@@ -163,24 +118,24 @@ def random_erasing(
     in_rows = (y >= top) & (y < top + height)  # [K, H]
     in_columns = (x >= left) & (x < left + width)  # [K, W]
     inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]  # [K, 1, H, W]
-    done[chosen] = images.index_select(0, chosen).masked_scatter_(inside, noise)
-    return done
+    images[chosen] = images.index_select(0, chosen).masked_scatter_(inside, noise)
+    return images
 
 
 # ---- the draws, on the CPU ----
 
 
 def draw_rand_augment(
-    n: int, batch: int, m: float, generator: torch.Generator, mstd: float = 0.5, prob: float = 0.5
+    n: int, batch: int, m: float, generator: torch.Generator, prob: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Draw rand_augment's operations (int64 [n, batch], indices into OPS, len(OPS) for none) and their parameters
     (float64 [n, batch], in the units of _RANGES)."""
     ops = torch.randint(len(OPS), (n, batch), generator=generator)
     applied = torch.rand(n, batch, generator=generator) < prob
-    level = torch.randn(n, batch, generator=generator, dtype=torch.float64).mul_(mstd).add_(m).clamp_(0, 10).div_(10)
+    level = torch.randn(n, batch, generator=generator, dtype=torch.float64).mul_(MAGNITUDE_STD).add_(m)
     negative = torch.rand(n, batch, generator=generator) < 0.5
     ops = torch.where(applied, ops, _NONE)
-    return ops, op_parameters(ops, level, negative)
+    return ops, op_parameters(ops, level.clamp_(0, 10).div_(10), negative)
 
 
 def op_parameters(ops: Tensor, level: Tensor, negative: Tensor) -> Tensor:
@@ -192,19 +147,13 @@ def op_parameters(ops: Tensor, level: Tensor, negative: Tensor) -> Tensor:
 
 
 def draw_rectangles(
-    batch: int,
-    height: int,
-    width: int,
-    prob: float,
-    generator: torch.Generator,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
+    batch: int, height: int, width: int, prob: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw which images random_erasing erases (int64 [K], ascending) and the rectangles (int64 [4, K]: top, left,
     height, width in pixels)."""
-    tries = 10
-    target = torch.empty(tries, batch).uniform_(*area, generator=generator) * (height * width)
-    ratio = torch.empty(tries, batch).uniform_(math.log(aspect[0]), math.log(aspect[1]), generator=generator).exp_()
+    draws = torch.empty(2, ERASING_TRIES, batch)
+    target = draws[0].uniform_(*ERASED_AREA, generator=generator) * (height * width)
+    ratio = draws[1].uniform_(*map(math.log, ERASED_ASPECT), generator=generator).exp_()
     h = (target * ratio).sqrt_().round_()
     w = (target / ratio).sqrt_().round_()
     fits = (h < height) & (w < width)
@@ -236,93 +185,44 @@ def _warp_matrices(ops: Tensor, params: Tensor, height: int, width: int) -> Tens
 # ---- the kernels, on the images' device ----
 
 
-def apply_ops(
-    images: Tensor, ops: Tensor, params: Tensor, fill: int | Sequence[int] = 128, chunk: int | None = None
-) -> Tensor:
-    """Apply ops (int64 [n, B], as drawn) with params (float64 [n, B]), round after round, to uint8 [B, 3, H, W]."""
-    _, _, H, W = images.shape
-    matrices = _warp_matrices(ops, params, H, W)
-    (fill,) = send(images.device, torch.tensor(fill, dtype=torch.uint8).expand(3).reshape(1, 3, 1, 1).contiguous())
-    chunk = chunk or (CPU_CHUNK if images.device.type == "cpu" else len(images))
-    parts = (images.split(chunk), *(t.split(chunk, dim=1) for t in (ops, params, matrices)))
-    done = [_apply_rounds(*part, fill) for part in zip(*parts, strict=True)]
-    return done[0] if len(done) == 1 else torch.cat(done)
+def apply_ops(images: Tensor, ops: Tensor, params: Tensor) -> Tensor:
+    """Apply ops (int64 [n, B], as drawn) with params (float64 [n, B]), round by round, to uint8 [B, 3, H, W].
 
-
-def _apply_rounds(images: Tensor, ops: Tensor, params: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
-    """Apply ops [n, B] round by round: sort the images by operation, so that each is one call on neighbours."""
+    In each round every kernel is called once, for all images that get one of its operations.
+    """
+    # On the CPU: which images these are, one kernel's after the other's, and their parameters in that order.
     order = ops.argsort(dim=1)
-    back = order.argsort(dim=1)
-    # From one round's order straight to the next one's; the last move restores the images' own order.
-    moves = torch.stack([order[0], *(b[o] for b, o in zip(back, order[1:], strict=False)), back[-1]])
-    params = params.gather(1, order).float()
-    matrices = matrices.gather(1, order[..., None, None].expand_as(matrices))
-    moves, params, matrices = send(images.device, moves, params, matrices)
-    for i, row in enumerate(ops):
-        images = images.index_select(0, moves[i])  # a copy: the kernels below may write into it
-        sizes = dict(zip(OPS, torch.bincount(row, minlength=_NONE + 1).tolist(), strict=False))
-        _apply_sorted(images, sizes, params[i], matrices[i], fill)
-    return images.index_select(0, moves[-1])
+    matrices = _warp_matrices(ops.gather(1, order), params := params.gather(1, order), *images.shape[2:])
+    counts = [torch.bincount(row, minlength=len(OPS)).tolist() for row in ops]
+    order, params, matrices = send(images.device, order, params.float()[..., None, None, None], matrices)
+
+    images = images.clone()
+    for i, count in enumerate(counts):
+        start = 0
+        for names, kernel in _KERNELS.items():
+            stop = start + sum(count[OPS.index(name)] for name in names)
+            if stop > start:
+                group = slice(start, stop)
+                chosen = order[i, group]
+                done = kernel(images[chosen].float(), params[i, group], matrices[i, group])
+                images[chosen] = done.to(torch.uint8)  # fractions are cut off, as Pillow cuts them
+            start = stop
+    return images
 
 
-def _apply_sorted(images: Tensor, sizes: dict[str, int], params: Tensor, matrices: Tensor, fill: Tensor) -> None:
-    """Apply to images, in place, sorted by op, the first sizes[OPS[0]] of them OPS[0], and so on."""
-    start = 0
-    for names, kernel in _KERNELS:
-        counts = {name: sizes[name] for name in names if sizes[name]}
-        stop = start + sum(counts.values())
-        if counts:
-            group = slice(start, stop)
-            images[group] = kernel(images[group], counts, params[group], matrices[group], fill)
-        start = stop
-
-
-def _look_up(images: Tensor, counts: dict[str, int], params: Tensor, *_) -> Tensor:
-    """The operations that map each grey level to another: one table of 256 per image, one look-up for all."""
-    level = torch.arange(256, dtype=torch.float32, device=images.device)
-    groups = zip(counts, images.split([*counts.values()]), params[:, None].split([*counts.values()]), strict=True)
-    tables = torch.cat([_TABLES[name](level, p, x) for name, x, p in groups]).to(torch.uint8)  # [G, 256]
-    return tables.gather(1, images.flatten(1).long()).view_as(images)
-
-
-# Each: levels [256], parameters [G, 1], images [G, 3, H, W] -> float [G, 256] within 0..255.
-_TABLES = {
-    "Invert": lambda v, p, _: torch.where(v >= p, 255 - v, v),
-    "SolarizeIncreasing": lambda v, p, _: torch.where(v >= p, 255 - v, v),
-    "SolarizeAdd": lambda v, p, _: v + p * (v < 128),  # p <= 110: no overflow
-    # timm's range ends at 0 bits, for magnitude 10 alone: a black image, which Pillow refuses from version 13 on.
-    "PosterizeIncreasing": lambda v, p, _: v - v % torch.exp2(8 - p.clamp(min=1)),
-    "BrightnessIncreasing": lambda v, p, _: (v * p).clamp_(0, 255),
-    "ContrastIncreasing": lambda v, p, x: _blend(_mean_grey(x), v, p),
-}
-
-
-def _auto_contrast(images: Tensor, *_) -> Tensor:
+def _auto_contrast(pixels: Tensor) -> Tensor:
     """Stretch each channel to 0..255. Own code: torchvision's assigns by a boolean mask, which may wait for a GPU."""
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)  # [G, 3, 1, 1]
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)  # [G, 3, 1, 1]
     flat = low == high  # nothing to stretch: left as it is
     scale = torch.where(flat, 1.0, 255 / (high - low))
-    return images.sub(low.masked_fill(flat, 0)).mul(scale).clamp_(0, 255).to(torch.uint8)
+    return pixels.sub(low.masked_fill(flat, 0)).mul(scale).clamp_(0, 255)
 
 
-def _equalize(images: Tensor, *_) -> Tensor:
-    """Even out each channel's histogram; torchvision's works on each image of a batch."""
-    return tvf.equalize_image(images)
-
-
-def _enhance(images: Tensor, counts: dict[str, int], params: Tensor, *_) -> Tensor:
-    """Colour and sharpness: away from, or beyond, the image's own grey or smoothed version."""
-    pixels = images.float()
-    groups = pixels.split([counts.get("ColorIncreasing", 0), counts.get("SharpnessIncreasing", 0)])
-    degenerate = torch.cat((_grey(groups[0]).expand_as(groups[0]), _smooth(groups[1])))
-    return _blend(degenerate, pixels, params[:, None, None, None]).to(torch.uint8)
-
-
-def _warp(images: Tensor, _, __, matrices: Tensor, fill: Tensor) -> Tensor:
+def _warp(pixels: Tensor, matrices: Tensor) -> Tensor:
     """Rotation, shears and translations: one bilinear sampling along each image's matrix."""
-    _, _, H, W = images.shape
-    y = (torch.arange(H, device=images.device) * 2 + 1) / H - 1  # pixel centres
-    x = (torch.arange(W, device=images.device) * 2 + 1) / W - 1
+    _, _, H, W = pixels.shape
+    y = (torch.arange(H, device=pixels.device) * 2 + 1) / H - 1  # pixel centres
+    x = (torch.arange(W, device=pixels.device) * 2 + 1) / W - 1
     rows = matrices[:, :, 1, None] * y + matrices[:, :, 2, None]  # [G, 2, H]
     columns = matrices[:, :, 0, None] * x  # [G, 2, W]
     # The two coordinates as planes, not pairs: ten times as fast to fill, and no slower to sample with.
@@ -330,27 +230,18 @@ def _warp(images: Tensor, _, __, matrices: Tensor, fill: Tensor) -> Tensor:
     # Beyond the image the nearest pixel counts, as with padding_mode="border", which Apple's GPUs have from torch 2.13
     # only (github.com/pytorch/pytorch/issues/125098).
     middles = 1 - 1 / torch.tensor([W, H], dtype=torch.float32)  # of the outermost pixels
-    (middles,) = send(images.device, middles[:, None, None])
+    (middles,) = send(pixels.device, middles[:, None, None])
     places = grid.clamp(-middles, middles).permute(0, 2, 3, 1)
-    warped = F.grid_sample(images.float(), places, "bilinear", padding_mode="zeros", align_corners=False)
+    warped = F.grid_sample(pixels, places, "bilinear", padding_mode="zeros", align_corners=False)
     # The image's edge is hard, as Pillow has it: no pixel mixes image and fill. A position exactly on the edge
     # is inside at the left and top only, hence the small shift.
     inside = (grid.add_(1e-6).abs_().amax(1, keepdim=True) < 1).to(torch.uint8)  # [G, 1, H, W]
     # Fractions are cut off as Pillow does; without the small addition rounding errors would cut 77 down to 76.
-    return warped.add_(1e-3).to(torch.uint8).mul_(inside).add_(fill * (1 - inside))
-
-
-_KERNELS = (
-    (OPS[:6], _look_up),
-    (OPS[6:7], _auto_contrast),
-    (OPS[7:8], _equalize),
-    (OPS[8:10], _enhance),
-    (OPS[10:], _warp),
-)
+    return warped.add_(1e-3).to(torch.uint8).mul_(inside).add_((1 - inside).mul_(FILL))
 
 
 def _blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (pixels - degenerate), within 0..255; fractions are cut off later, as Pillow cuts them."""
+    """degenerate + factor * (pixels - degenerate), within 0..255."""
     return (pixels - degenerate).mul_(factor).add_(degenerate).clamp_(0, 255)
 
 
@@ -360,9 +251,9 @@ def _grey(pixels: Tensor) -> Tensor:
     return (r * (19595 / 65536)).add_(g, alpha=38470 / 65536).add_(b, alpha=7471 / 65536).add_(0.5).floor_()
 
 
-def _mean_grey(images: Tensor) -> Tensor:
-    """Each image's mean luma [G, 1], rounded."""
-    return _grey(images.float()).mean((2, 3)).add_(0.5).floor_()
+def _mean_grey(pixels: Tensor) -> Tensor:
+    """Each image's mean luma [G, 1, 1, 1], rounded."""
+    return _grey(pixels).mean((2, 3), keepdim=True).add_(0.5).floor_()
 
 
 def _smooth(pixels: Tensor) -> Tensor:
@@ -373,6 +264,23 @@ def _smooth(pixels: Tensor) -> Tensor:
     box = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
     out[..., 1:-1, 1:-1] = box.add_(centre, alpha=4).div_(13).add_(0.5).floor_()
     return out
+
+
+# Operations, in the order of OPS: their function of pixels (float [G, 3, H, W], whole numbers), parameters [G, 1, 1, 1]
+# and warp matrices [G, 2, 3] to pixels within 0..255.
+_KERNELS = {
+    ("Invert", "SolarizeIncreasing"): lambda x, p, _: torch.where(x >= p, 255 - x, x),
+    ("SolarizeAdd",): lambda x, p, _: x + p * (x < 128),  # p <= 110: no overflow
+    # timm's range ends at 0 bits, for magnitude 10 alone: a black image, which Pillow refuses from version 13 on.
+    ("PosterizeIncreasing",): lambda x, p, _: x - x % torch.exp2(8 - p.clamp(min=1)),
+    ("BrightnessIncreasing",): lambda x, p, _: (x * p).clamp_(0, 255),
+    ("ContrastIncreasing",): lambda x, p, _: _blend(_mean_grey(x), x, p),
+    ("AutoContrast",): lambda x, *_: _auto_contrast(x),
+    ("Equalize",): lambda x, *_: tvf.equalize_image(x.to(torch.uint8)),
+    ("ColorIncreasing",): lambda x, p, _: _blend(_grey(x), x, p),
+    ("SharpnessIncreasing",): lambda x, p, _: _blend(_smooth(x), x, p),
+    OPS[10:]: lambda x, _, matrices: _warp(x, matrices),
+}
 
 
 # ---- small things ----
@@ -396,17 +304,3 @@ def _normal(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=generator))
         generator = torch.Generator(like.device).manual_seed(seed)
     return torch.randn(count, generator=generator, dtype=like.dtype, device=like.device)
-
-
-def _check_batch(images: Tensor, dtype: torch.dtype | None = None, channels: int | None = None) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor [B, C, H, W], got {type(images).__name__}")
-    if images.ndim != 4 or (channels and images.shape[1] != channels):
-        raise ValueError(f"images must have the shape [B, {channels or 'C'}, H, W], got {list(images.shape)}")
-    if dtype and images.dtype != dtype:
-        raise TypeError(f"images must be {dtype}, got {images.dtype}")
-
-
-def _check_generator(generator: torch.Generator) -> None:
-    if generator.device.type != "cpu":
-        raise ValueError(f"the generator must be a CPU one (it only draws parameters), got one on {generator.device}")

@@ -1,4 +1,4 @@
-"""What a training run writes, and continues from."""
+"""The files that a training run writes, and continues from."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 from helpers.common import distributed, environment
@@ -22,23 +20,21 @@ from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 
 
-def save_checkpoint(content: dict[str, Any], path: Path | str) -> None:
-    """Write `content` (tensors and plain containers) atomically. Raises `OSError` that names the path and the space."""
+def try_save(content: dict[str, Any], path: Path | str) -> bool:
+    """Write `content` (tensors and plain containers) atomically. A failure is a printed warning and False, so that a
+    long run outlives a full disk."""
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        raise OSError(
-            f"{path} could not be written ({free_space(path)} free there); what stood there is kept"
-        ) from error
+        print(f"warning: {path} could not be written ({free_space(path)} free there): {error}; what was there is kept")
+        return False
+    return True
 
 
 def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
-    """Read one of q1's checkpoints, by `load_plain`.
-
-    Raises `FileNotFoundError`, or `ValueError` for a file that is truncated, not a checkpoint, or lacks a key named in
-    `required`.
-    """
+    """Read one of q1's checkpoints, by `load_plain`; raises `FileNotFoundError`, or `ValueError` for a file that is
+    truncated, not a checkpoint, or lacks a key named in `required`."""
     path = Path(path)
     advice = "give another file as checkpoint=, or train anew with checkpoint=None and resume=False"
     if not path.is_file():
@@ -52,21 +48,14 @@ def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
 
 
 def get_rng_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators (CPU and every GPU) as tensors and plain containers."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    """States of Python's and torch's generators (CPU and every GPU) as tensors and plain containers."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Continue from `get_rng_state()`. GPU states are restored where the number of GPUs is the same."""
-    kind, keys, position, has_gauss, cached = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -75,24 +64,13 @@ def set_rng_state(state: dict[str, Any]) -> None:
 BEST = "best_vit_cifar10.pth"
 SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
 
-# What a resumed run goes on from; the rest of it follows from its settings.
-SAVED = (
-    "model",
-    "ema",
-    "optimizer",
-    "scaler",
-    "step",
-    "seconds",
-    "train_seconds",
-    "skipped",
-    "best_accuracy",
-    "history",
-)
+# The state of a resumed run; the rest of it follows from its settings.
+SAVED = ("model", "ema", "optimizer", "scaler")
+SAVED += ("step", "seconds", "train_seconds", "skipped", "best_accuracy", "history")
 
 
 def pack(run: Any) -> dict[str, Any]:
-    """Turn `SAVED` of q1's run into tensors and plain containers: the `state_dict()` of what has one, the rest as it
-    is, and the random state under `"rng"`. The tensors are the live ones."""
+    """`SAVED` of q1's run, its random state and settings as plain containers and tensors, which are the live ones."""
     values = {name: getattr(run, name) for name in SAVED}
     content = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
     return content | {"rng": get_rng_state(), "config": vars(run.cfg), "precision": run.compute.precision}
@@ -115,9 +93,7 @@ def unpack(run: Any, content: dict[str, Any]) -> None:
 
 def resume(run: Any, path: Path) -> None:
     """Let `run` go on from the last.pth at `path`, where there is one; of several processes the first one reads it.
-
-    Raises `ValueError` for a file that is broken, or of a run with other settings.
-    """
+    Raises `ValueError` for a file that is broken, or of a run with other settings."""
     content = None
     if distributed.is_main() and not path.is_file():
         print(f"resume=True, but there is no {path}: starting anew")
@@ -138,10 +114,8 @@ def save_last(run: Any, path: Path) -> None:
 
 
 def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
-    """Write the better of a run's weights if they beat all before, without held-out images the EMA in any case.
-
-    Returns which were kept as " *raw" or " *ema", or nothing.
-    """
+    """Write the better of a run's weights if they beat all before, without held-out images the EMA in any case;
+    returns " *raw" or " *ema" where they were written, else nothing."""
     raw, ema = scores["val_accuracy"], scores["ema_accuracy"]
     best = None if ema is None else max(raw, ema)
     there = distributed.broadcast(path.is_file())  # it may be gone, where a run was resumed from last.pth alone
@@ -190,45 +164,37 @@ def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
     print(log_line(row, run.clock.minutes_left(run.progress)) + mark)
 
 
-def load_best(path: Path | str, found: ImageSet, run: Any) -> dict[str, Any]:
-    """Read the weights to be tested on the images `found`; `run` is what has just been trained, if anything.
-
-    Raises `ValueError` where they know other classes, `RuntimeError` where they are not this run's.
-    """
+def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
+    """Read the weights to be tested on the images `dataset`; `run` is what has just been trained, if anything.
+    Raises `ValueError` where they know other classes, `RuntimeError` where they are not this run's."""
     content = load_checkpoint(path, "model", "config", "mean", "std", "weights", "epoch", "classes")
-    if list(content["classes"]) != list(found.classes):
+    if list(content["classes"]) != list(dataset.classes):
         raise ValueError(
-            f"{path} knows the classes {content['classes']}, the images in {found.source} show {found.classes}: "
+            f"{path} knows the classes {content['classes']}, the images in {dataset.source} show {dataset.classes}: "
             "set data_root to images of the classes it knows, or checkpoint=None to train on these"
         )
     if run and run.best_accuracy < 0:
         raise RuntimeError(f"this run has saved no weights yet, {path} is of an earlier one: train to an epoch's end")
-    if not run and found.held_out and not content["config"].get("images", "").endswith(fingerprint(found)):
+    if not run and dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
         print("warning: these test images are some of CIFAR-10's training images, which may have been trained on")
     return content
 
 
 def write_summary(
-    path: Path,
-    cfg: SimpleNamespace,
-    compute: Compute,
-    found: ImageSet,
-    best: dict[str, Any],
-    results: dict[str, Any],
-    model: torch.nn.Module,
-    run: Any,
+    path: Path, compute: Compute, dataset: ImageSet, best: dict[str, Any], results: dict[str, Any], run: Any
 ) -> None:
-    """Write run_summary.json: what was trained (nothing, where `run` is None), from what, and how it did."""
-    dataset = {"name": found.name, "source": found.source, "notes": found.notes, "test": len(found.test_labels)}
+    """Write run_summary.json: the weights `best` of a `run` (None: of an earlier one), their images and `results`."""
+    images = {"name": dataset.name, "source": dataset.source, "notes": dataset.notes, "test": len(dataset.test_labels)}
+    images |= {"train": len(run.train) if run else None, "val": len(run.val) if run else None}
     trained = {"epochs_run": best["epoch"], "seconds": None, "images_per_second": None, "stopped_by": None}
     if run:
-        rate = run.step * cfg.batch_size / max(run.train_seconds, 1e-9)
+        rate = run.step * run.cfg.batch_size / max(run.train_seconds, 1e-9)
         trained = {"epochs_run": run.step / run.steps_per_epoch, "steps": run.step, "skipped_steps": run.skipped}
         trained |= {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
     summary = {
-        "dataset": dataset | {"train": len(run.train) if run else None, "val": len(run.val) if run else None},
+        "dataset": images,
         "config": best["config"],
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(weights.numel() for weights in best["model"].values()),
         **trained,
         "best_val_accuracy": best["val_accuracy"],
         **results,
@@ -243,13 +209,3 @@ def write_summary(
         temporary.write_text(json.dumps(summary, indent=2))
     if run:
         print(f"{run.step:,} steps in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
-
-
-def try_save(content: dict[str, Any], path: Path | str) -> bool:
-    """`save_checkpoint`, but a failure is a printed warning, so that a long run outlives a full disk."""
-    try:
-        save_checkpoint(content, path)
-    except OSError as error:
-        print(f"warning: {error}")
-        return False
-    return True

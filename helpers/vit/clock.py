@@ -1,4 +1,4 @@
-"""How far a training run is, and what one epoch of it says in the log."""
+"""Progress of a training run, and its counts, times and log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from helpers.common import distributed
 
@@ -32,9 +35,9 @@ class Clock:
         return time.perf_counter() - self._began
 
     def start(self, validate: Callable[[int], object], held_out: int) -> None:
-        """Begin to count: what came since the clock was made (compiling, say) takes of the limit, but is no progress.
+        """Begin to count progress: what came before (compiling, say) takes of the limit alone.
 
-        `validate` tries that many images: a few are timed, to know what to keep for all that are `held_out`.
+        `validate(count)` is timed on a few images, to know what to keep for all that are `held_out`.
         """
         if held_out and self.limit < math.inf:
             few, began = min(500, held_out), self.seconds()
@@ -60,6 +63,29 @@ class Clock:
     def minutes_left(self, progress: float) -> float:
         """At the pace so far."""
         return (self.seconds() - self._setup) * (1 - progress) / max(progress, 1e-9) / 60
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The counts and times of a run, beside the things that learn, which q1's `Run` adds."""
+
+    clock: Clock | None = None
+    progress: float = 0.0  # 0 to 1, see Clock
+    step: int = 0
+    steps_per_epoch: int = 1
+    chunk: int = 1  # batches that the input pipeline makes at once
+    parts: int = 1  # in which a batch is computed, one after the other, where memory is short
+    skipped: int = 0  # steps whose gradients were not finite
+    seconds: float = 0.0  # of training, validation and saving included
+    train_seconds: float = 0.0  # of training steps alone
+    saved: float = -math.inf  # when last.pth was written, in these seconds
+    best_accuracy: float = -1.0  # of what is saved, percent; -1: nothing yet
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
+    recent: list[Tensor] = field(default_factory=list)  # loss and gradient norm of the last ten steps
+
+    def stopped_by(self) -> str:
+        """Return what ended the run: "epochs", "time" where max_minutes allowed fewer, or "interrupted"."""
+        return "interrupted" if self.progress < 1 else "epochs" if self.step >= self.clock.steps else "time"
 
 
 def log_line(row: Mapping[str, Any], minutes_left: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -17,30 +18,29 @@ from helpers.common.device import pick_compute, seed_everything
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 
+Recipe = Mapping[str, Sequence[Any]]  # setting -> a value for each preset
 # Settings that are the same in every preset: they say where and how, not what is trained.
 OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
 
 
-def collect(names: Mapping[str, Any], recipe: Mapping[str, Sequence[Any]]) -> SimpleNamespace:
+def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
     """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
 
-    What was defined after the recipe (that is what papermill adds, too) and is no setting raises `ValueError` with the
-    nearest one; names that begin with an underscore are left alone.
+    What was defined after the recipe is taken along (papermill adds parameters there), so that `start` finds those that
+    are misspelt; names that begin with an underscore are left alone.
     """
-    known = ("preset", *recipe, *OTHER_SETTINGS)
     order = list(names)
-    later = order[order.index("RECIPE") + 1 :] if "RECIPE" in names else []
-    for name in later[: later.index("cfg")] if "cfg" in later else later:  # a cell that runs again finds all names
-        if not name.startswith("_") and name not in known:
-            raise _no_setting(name, known)
+    later = order[order.index("RECIPE") + 1 :]
+    later = later[: later.index("cfg")] if "cfg" in later else later  # a cell that runs again finds all names
+    known = ("preset", *recipe, *OTHER_SETTINGS, *(name for name in later if not name.startswith("_")))
     return SimpleNamespace(**{name: names.get(name) for name in known})
 
 
-def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Sequence[str]) -> tuple[Any, ...]:
+def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple[Any, ...]:
     """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
 
-    Returns the configuration, the device with its precision, the output folder, and what a figure's caption says of
-    the machine; prints them.
+    Returns the configuration, the device with its precision, the output folder, and the machine's line in a figure's
+    caption; prints them. Raises `ValueError` for a setting that does not exist or cannot work.
     """
     device = distributed.start()
     gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
@@ -61,41 +61,37 @@ def start(cfg: SimpleNamespace, recipe: Mapping[str, Sequence[Any]], presets: Se
     return cfg, compute, out, f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
 
 
-def fit_to_images(cfg: SimpleNamespace, found: ImageSet) -> None:
+def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     """Bring `cfg`, in place, to what can be done with these images, and note which they are."""
-    total = len(found.train_labels)
+    total = len(dataset.train_labels)
     if cfg.val_size > total // 5:
         cfg.val_size = total // 5
         print(f"val_size={cfg.val_size}: more than a fifth of the training images are not held out")
-    if cfg.preset == "quick" and "synthetic" in found.name and "max_minutes" not in cfg.given:
+    if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
     cfg.batch_size = min(cfg.batch_size, (cfg.train_size or total - cfg.val_size) // 2 * 2)
     distributed.check_batch_size(cfg.batch_size)
     cfg.processes = distributed.size()
     # a resumed run must have the same
-    counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(found.classes)} classes"
-    cfg.images = f"{found.name}: {counts}, checksum {fingerprint(found)}"
+    counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(dataset.classes)} classes"
+    cfg.images = f"{dataset.name}: {counts}, checksum {fingerprint(dataset)}"
     distributed.check_same(cfg.images, "images")
 
 
 def make_config(
-    recipe: Mapping[str, Sequence[Any]],
-    presets: Sequence[str],
-    preset: str,
-    given: Mapping[str, Any],
-    gpu_memory: float,
+    recipe: Recipe, presets: Sequence[str], preset: str, given: Mapping[str, Any], gpu_memory: float
 ) -> SimpleNamespace:
-    """One column of `recipe` (setting -> a value per preset), with those of `given` that are not None in its place.
+    """One column of `recipe`, with those of `given` that are not None in its place.
 
     `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
-    Raises `ValueError` for another preset, and for a name in `given` that is neither in `recipe` nor in
-    `OTHER_SETTINGS`.
+    Raises `ValueError` for another preset, and for a name in `given` that is no setting.
     """
     known = (*recipe, *OTHER_SETTINGS)
     for name in given:
         if name not in known:
-            raise _no_setting(name, known)
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
     if preset not in presets:
@@ -106,51 +102,60 @@ def make_config(
     return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
 
 
+ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+NUMBERS = (  # settings, their kind, least and largest value, and the same in words
+    ("img_size patch_size embed_dim depth num_heads", Integral, 1, math.inf, "a whole number above 0"),
+    ("batch_size", Integral, 2, math.inf, "an even number above 0, since MixUp and CutMix pair images"),
+    ("randaug_n val_size", Integral, 0, math.inf, "a whole number, 0 or more"),
+    ("tta", Integral, 0, 4, "a shift of 0 (off) to 4 pixels"),
+    ("seed", Integral, -math.inf, math.inf, "a whole number"),
+    ("epochs lr mlp_ratio", Real, ABOVE_0, math.inf, "a number above 0"),
+    ("weight_decay warmup_epochs mix_off_epochs clip_grad mixup cutmix min_lr", Real, 0, math.inf, "0 or more"),
+    ("drop_path label_smoothing ema_decay", Real, 0, BELOW_1, "from 0 to below 1"),
+    ("erase_prob", Real, 0, 1, "from 0 to 1"),
+    ("randaug_m", Real, 0, 10, "from 0 to 10"),
+    ("layer_decay", Real, ABOVE_0, 1, "above 0 and at most 1"),
+    ("max_minutes", Real, 0, math.inf, "minutes above 0, or 0 for no limit"),
+)
+
+
 def check_config(cfg: SimpleNamespace) -> None:
     """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours.
 
     Paths become text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load.
     """
     for name in ("data_root", "out_dir", "checkpoint"):
-        if getattr(cfg, name, None) is not None:
+        if getattr(cfg, name) is not None:
             path = str(getattr(cfg, name))
             setattr(cfg, name, str(Path(path).expanduser()) if path.startswith("~") else path)
-    for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "batch_size"):
-        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) > 0, "a whole number above 0")
-    for name in ("randaug_n", "val_size", "tta"):
-        _require(cfg, name, _is(cfg, name, Integral) and getattr(cfg, name) >= 0, "a whole number, 0 or more")
-    for name in ("patch_stride", "train_size"):
-        _require(cfg, name, getattr(cfg, name) is None or _is(cfg, name, Integral), "a whole number, or None")
-    _require(cfg, "seed", "seed" not in vars(cfg) or _is(cfg, "seed", Integral), "a whole number")
-    for name in ("epochs", "lr", "mlp_ratio"):
-        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) > 0, "a number above 0")
-    for name in ("weight_decay", "warmup_epochs", "mix_off_epochs", "clip_grad", "mixup", "cutmix"):
-        _require(cfg, name, _is(cfg, name, Real) and getattr(cfg, name) >= 0, "0 or more")
-    for name in ("drop_path", "label_smoothing", "ema_decay"):
-        _require(cfg, name, _is(cfg, name, Real) and 0 <= getattr(cfg, name) < 1, "from 0 to below 1")
-    for name in ("erase_prob", "min_lr", "randaug_m", "layer_decay", "max_minutes"):
-        _require(cfg, name, _is(cfg, name, Real), "a number")
-    _require(cfg, "erase_prob", 0 <= cfg.erase_prob <= 1, "from 0 to 1")
-    _require(cfg, "min_lr", 0 <= cfg.min_lr <= cfg.lr, f"from 0 to lr ({cfg.lr})")
-    stride = cfg.patch_size if cfg.patch_stride is None else cfg.patch_stride
-    _require(cfg, "pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
-    _require(cfg, "patch_stride", 1 <= stride <= cfg.patch_size, f"from 1 to patch_size ({cfg.patch_size}), or None")
-    _require(cfg, "img_size", cfg.img_size >= cfg.patch_size, f"at least patch_size ({cfg.patch_size})")
+
+    def require(name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(cfg, name)!r}: expected {expected}")
+
+    for names, kind, least, largest, expected in NUMBERS:
+        for name in names.split():
+            value = getattr(cfg, name)
+            require(name, isinstance(value, kind) and least <= value <= largest, expected)
+    for name, least in (("patch_stride", 1), ("train_size", 2)):
+        value = getattr(cfg, name)
+        expected = f"a whole number, at least {least}, or None"
+        require(name, value is None or (isinstance(value, Integral) and value >= least), expected)
+    # what depends on another setting
+    stride = cfg.patch_stride or cfg.patch_size
+    require("pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
+    require("min_lr", cfg.min_lr <= cfg.lr, f"from 0 to lr ({cfg.lr})")
+    require("patch_stride", stride <= cfg.patch_size, f"from 1 to patch_size ({cfg.patch_size}), or None")
+    require("img_size", cfg.img_size >= cfg.patch_size, f"at least patch_size ({cfg.patch_size})")
     fits = stride < cfg.patch_size or cfg.img_size % cfg.patch_size == 0
-    _require(cfg, "patch_size", fits, f"a divisor of img_size ({cfg.img_size}), or a patch_stride below it")
-    _require(cfg, "embed_dim", cfg.embed_dim % cfg.num_heads == 0, f"a multiple of num_heads ({cfg.num_heads})")
-    _require(cfg, "batch_size", cfg.batch_size % 2 == 0, "an even number, since MixUp and CutMix pair images")
-    _require(cfg, "randaug_m", 0 <= cfg.randaug_m <= 10, "from 0 to 10")
-    _require(cfg, "layer_decay", 0 < cfg.layer_decay <= 1, "above 0 and at most 1")
-    _require(cfg, "tta", 0 <= cfg.tta <= 4, "a shift of 0 (off) to 4 pixels")
-    _require(cfg, "max_minutes", cfg.max_minutes >= 0, "minutes above 0, or 0 for no limit")
-    _require(cfg, "train_size", cfg.train_size is None or cfg.train_size >= 2, "at least 2 images, or None for all")
+    require("patch_size", fits, f"a divisor of img_size ({cfg.img_size}), or a patch_stride below it")
+    require("embed_dim", cfg.embed_dim % cfg.num_heads == 0, f"a multiple of num_heads ({cfg.num_heads})")
+    require("batch_size", cfg.batch_size % 2 == 0, "an even number, since MixUp and CutMix pair images")
 
 
 # Settings that a run may be resumed with other values of: they say where, how fast and how long, not what is trained.
-MAY_CHANGE = {*OTHER_SETTINGS, "preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"} - {
-    "seed"
-}
+MAY_CHANGE = {"preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"}
+MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:
@@ -160,18 +165,3 @@ def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: objec
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
         raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
-
-
-def _no_setting(name: str, known: Sequence[str]) -> ValueError:
-    near = difflib.get_close_matches(name, known, 1)
-    return ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
-
-
-def _is(cfg: SimpleNamespace, name: str, kind: type) -> bool:
-    """Whether a setting is a number of that kind."""
-    return isinstance(getattr(cfg, name), kind)
-
-
-def _require(cfg: SimpleNamespace, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={getattr(cfg, name)!r}: expected {expected}")

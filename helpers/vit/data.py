@@ -1,11 +1,4 @@
-"""CIFAR-10 from wherever it lies, checked and decoded into uint8 tensors.
-
-    images = load_images()                    # search, then download, then the synthetic stand-in
-    images = load_images("./data")            # this place or a DataError, never a stand-in
-    images.train_images                       # uint8 [50000, 3, 32, 32]
-
-Whatever is missing or broken is a `DataError` that names the file, the value and the next step.
-"""
+"""CIFAR-10 from wherever it lies, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
 
 from __future__ import annotations
 
@@ -16,73 +9,68 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from helpers.common.files import DataError, listing, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
-from helpers.vit import cifar_pickle, cifar_readers
-from helpers.vit.cifar_pickle import BATCHES
+from helpers.vit import cifar_folders, cifar_tables
+from helpers.vit.cifar_tables import BATCHES
 from helpers.vit.image_set import CLASSES, ImageSet, tensors
 
 HUB_ID = "uoft-cs/cifar10"
 HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test"))
 DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
 
-LAYOUTS = {
-    "batches": ("cifar-10-batches-py/ with data_batch_1 … data_batch_5 and test_batch", cifar_pickle.read_batches),
-    "archive": ("cifar-10-python.tar.gz", cifar_pickle.read_archive),
-    "npz": ("a NumPy .npz with x_train, y_train, x_test, y_test", cifar_readers.read_npz),
-    "parquet": ("train*.parquet and test*.parquet with columns img (or image) and label", cifar_readers.read_parquet),
-    "folders": ("train/<class>/*.png|jpg and test/<class>/*.png|jpg", cifar_readers.read_folders),
-    "kaggle": ("train/<id>.png and trainLabels.csv (the Kaggle competition)", cifar_readers.read_kaggle),
+LAYOUTS = {  # layout: (description, reader)
+    "batches": ("cifar-10-batches-py/ with data_batch_1 … data_batch_5 and test_batch", cifar_tables.read_batches),
+    "archive": ("cifar-10-python.tar.gz", cifar_tables.read_archive),
+    "npz": ("a NumPy .npz with x_train, y_train, x_test, y_test", cifar_tables.read_npz),
+    "parquet": ("train*.parquet and test*.parquet with columns img (or image) and label", cifar_tables.read_parquet),
+    "folders": ("train/<class>/*.png|jpg and test/<class>/*.png|jpg", cifar_folders.read_folders),
+    "kaggle": ("train/<id>.png and trainLabels.csv (the Kaggle competition)", cifar_folders.read_kaggle),
 }
 LAYOUT_OF_FILE = {
     **dict.fromkeys((".tar.gz", ".tgz", ".tar"), "archive"),
-    **dict.fromkeys((*BATCHES, cifar_pickle.META), "batches"),
+    **dict.fromkeys((*BATCHES, cifar_tables.META), "batches"),
     ".npz": "npz",
     ".parquet": "parquet",
     "trainlabels.csv": "kaggle",
 }
+DOWNLOADS = Path("data")  # in the working directory
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where a CIFAR-10 lies: `layout` is a key of `LAYOUTS`, `path` its folder or file."""
+class Location(NamedTuple):
+    """A CIFAR-10 that was found: `layout` is a key of `LAYOUTS`, `path` its folder or file."""
 
     layout: str
     path: Path
 
 
 def load_images(
-    data_root: str | Path | None = None,
-    download: bool = True,
-    *,
-    default_roots: Sequence[str | Path] = (),
-    synthetic_train: int = 6000,
-    synthetic_test: int = 2000,
-    seed: int = 0,
+    data_root: str | Path | None = None, download: bool = True, default_roots: Sequence[str | Path] = ()
 ) -> ImageSet:
     """Find, fetch or make the images, and say on standard output what was skipped and why.
 
     data_root=None    each of `default_roots` in order, the Hugging Face hub's cache, a download into it, drawn shapes
     data_root="auto"  the same search, but the download must succeed
-    data_root=path    this file or folder, or a DataError. Only where it is ./data, and empty or not there yet, is
-                      CIFAR-10 downloaded into it: of any other path that is a typing error
+    data_root=path    this file or folder, or a DataError. Only where it is ./data itself, and empty or not there yet,
+                      is CIFAR-10 downloaded into it: of any other path that is a typing error
     download=False    never uses the network
 
-    `seed` is that of the shapes. Raises `DataError` when a given `data_root` holds no usable CIFAR-10, or when "auto"
-    finds none and cannot fetch it: neither ever falls back to the shapes.
+    Raises `DataError` when a given `data_root` holds no usable CIFAR-10, or when "auto" finds none and cannot fetch it:
+    neither ever falls back to the shapes.
     """
     auto = data_root == "auto"
     if data_root and not auto:
         root = Path(data_root).expanduser()
         if download and root.resolve() == DOWNLOADS.resolve() and _may_be_filled(root):
-            data_root = download_cifar10(root)
-        return load_cifar10(data_root)
+            root = download_cifar10(root)
+        return load_cifar10(root)
 
     broken: set[Location] = set()  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *cached_cifar10()):
@@ -104,22 +92,17 @@ def load_images(
             searched = ", ".join(str(root) for root in default_roots) or "no folder"
             raise DataError(f'data_root="auto": no CIFAR-10 found (searched: {searched}). {error}') from error
         print(f"CIFAR-10 was not downloaded. {error}")
-    return _synthetic(synthetic_train, synthetic_test, seed)
+    return _synthetic()
 
 
 def find_cifar10(root: str | Path) -> Location | None:
-    """The nearest CIFAR-10 at `root` (a folder or a file) or up to two folders below it, by names and headers alone: a
-    broken copy is found as well, and `load_cifar10` then says what is broken."""
+    """The nearest CIFAR-10 at `root` (a folder or a file) or up to two folders below it, by names and headers alone."""
     return next(_candidates(Path(root).expanduser(), []), None)
 
 
 def load_cifar10(root: str | Path) -> ImageSet:
-    """Read the CIFAR-10 that `find_cifar10` finds, and check all of it; a `DataError` names the culprit.
-
-    A part of CIFAR-10 is fine as long as it has all ten classes in both splits; `notes` then gives the counts.
-    """
-    root = Path(root).expanduser()
-    remarks: list[str] = []
+    """Read and check the CIFAR-10 that `find_cifar10` finds, all or a part of it; a `DataError` names the culprit."""
+    root, remarks = Path(root).expanduser(), []
     candidates = _candidates(root, remarks)
     location = next(candidates, None)
     if location is None:
@@ -181,13 +164,13 @@ def _layouts_in(
 
     for name in sorted(name for name in files if name.lower().endswith(".npz")):
         named = re.search(r"cifar[-_ ]?10(?!\d)", name, re.IGNORECASE)
-        if not named and (problem := cifar_readers.npz_problem(files[name])):
+        if not named and (problem := cifar_tables.npz_problem(files[name])):
             remarks.append(problem)
         else:
             yield Location("npz", files[name])
 
-    shards = [shard for split in cifar_readers.parquet_shards(folder).values() for shard in split]
-    if shards and (problem := cifar_readers.parquet_problem(shards[0])):
+    shards = [shard for split in cifar_tables.parquet_shards(folder).values() for shard in split]
+    if shards and (problem := cifar_tables.parquet_problem(shards[0])):
         remarks.append(problem)
     elif shards:
         yield Location("parquet", folder)
@@ -231,31 +214,26 @@ def _may_be_filled(root: Path) -> bool:
     return not os.access(root, os.F_OK) and not root.name.lower().endswith((*LAYOUT_OF_FILE, ".csv"))
 
 
-def _synthetic(n_train: int, n_test: int, seed: int) -> ImageSet:
+def _synthetic() -> ImageSet:
+    """Drawn shapes in CIFAR-10's place, announced by a banner."""
     from helpers.shapes.synthetic import SHAPES, make_shapes
 
-    line = "=" * 100
+    n_train, n_test, seed, line = 6000, 2000, 0, "=" * 100
     print(
         f"{line}\nTHIS IS NOT CIFAR-10. No copy was found: the images are ten drawn shapes ({n_train:,} + {n_test:,}, "
         f"seed {seed}).\nThe run shows that everything works; its accuracies say nothing about CIFAR-10.\n"
         f"For the real images: data_root=<path of a copy>, or data_root='auto' to download.\n{line}"
     )
-    train = make_shapes(n_train, seed=seed)
-    # far from the training seed, so that no other run's training set is this run's test set
-    test = make_shapes(n_test, seed=seed + 1_000_003)
-    return ImageSet(
-        *tensors(*train),
-        *tensors(*test),
-        classes=tuple(SHAPES),
-        name="ten shapes (synthetic)",
-        source=f"drawn by helpers/shapes/synthetic.py, seed {seed}",
-        notes=("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",),
-    )
+    # test images far from the training seed, so that no other run's training set is this run's test set
+    parts = tensors(*make_shapes(n_train, seed=seed)), tensors(*make_shapes(n_test, seed=seed + 1_000_003))
+    source = f"drawn by helpers/shapes/synthetic.py, seed {seed}"
+    notes = ("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",)
+    return ImageSet(*parts[0], *parts[1], tuple(SHAPES), "ten shapes (synthetic)", source, notes)
 
 
-def fingerprint(found: ImageSet) -> str:
+def fingerprint(dataset: ImageSet) -> str:
     """Eight hexadecimal digits of the training images in their order, which decides which of them are held out."""
-    return f"{zlib.crc32(found.train_images.numpy()):08x}"
+    return f"{zlib.crc32(dataset.train_images.numpy()):08x}"
 
 
 @dataclass(frozen=True)
@@ -280,18 +258,18 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hold_out(
-    found: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
+    dataset: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
 ) -> tuple[Split, Split]:
     """Shuffle the training images by `seed`, hold `val_size` out, keep `train_size` of the rest (`None`: all of it).
 
     Returns (training, held out) on `device`. Raises `ValueError` when there are not so many images.
     """
-    total = len(found.train_labels)
-    problem = f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all"
-    if not 0 <= val_size <= total - 2:
-        raise ValueError(f"{problem}; set val_size from 0 to {total - 2:,}")
-    if train_size is not None and not 2 <= train_size <= total - val_size:
-        raise ValueError(f"{problem}; set train_size from 2 to {total - val_size:,}, or to None for all not held out")
+    total = len(dataset.train_labels)
+    if val_size + (train_size or 2) > total:
+        raise ValueError(
+            f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all; set "
+            f"train_size from 2 to {total - val_size:,}, or to None for all not held out"
+        )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     parts = order[val_size:][:train_size], order[:val_size]
-    return tuple(Split(found.train_images[part].to(device), found.train_labels[part].to(device)) for part in parts)
+    return tuple(Split(dataset.train_images[part].to(device), dataset.train_labels[part].to(device)) for part in parts)

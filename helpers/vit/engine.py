@@ -1,12 +1,9 @@
-"""A training step made ready for its device before training starts: the batch in as many parts as memory asks for, the
-model's blocks compiled, and on CUDA all of the step recorded as one graph, which the host starts with a single call
-instead of a thousand.
+"""A training step made ready for its device: the batch in as many parts as memory asks for, the model's blocks
+compiled, and on CUDA all of the step recorded as one graph (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs",
+and torch.cuda.CUDAGraph), which the host starts with a single call instead of a thousand.
 
     step = prepare(run, train_step, example)  # leaves the run as it was
     result = step(images, targets)
-
-`run` has `model` (with `blocks`), `ema`, `optimizer` (fused AdamW), `scaler`, `compute`, `forward`, `parts` and
-`cfg.compile`. CUDA graphs: Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs", and torch.cuda.CUDAGraph.
 """
 
 from __future__ import annotations
@@ -32,8 +29,8 @@ def prepare(
     """Return `train_step(run, images, targets)` as a function of a batch shaped like that of `example()`, and set
     `run.parts` and `run.forward` to what this device and these processes allow.
 
-    Prints a line for whatever is not possible here; the result is the same, slower. Raises `torch.OutOfMemoryError`
-    where not even single images fit.
+    `run.optimizer` is a fused AdamW, `run.model` has `blocks`. Prints a line for whatever is not possible here; the
+    result is the same, slower. Raises `torch.OutOfMemoryError` where not even single images fit.
     """
     eager = partial(train_step, run)
     run.model.train()
@@ -44,16 +41,14 @@ def prepare(
                 block.compile(dynamic=False)
         images, targets = example()
         _fit(run, eager, images, targets)
-        step = _graphed(run, eager, images, targets) if _may_be_graphed(run) else eager
+        step = _graphed(run, eager, images, targets) if run.compute.device.type == "cuda" else eager
     run.forward = distributed.wrap(run.forward)
     return step
 
 
 def epoch_order(run: Any) -> Tensor:
-    """Draw the order of an epoch, int64 [steps, batch_size], without the incomplete last batch.
-
-    Of several processes all follow what the first one draws; what else the others draw is random in its own way.
-    """
+    """Draw the order of an epoch, int64 [steps, batch_size], without the incomplete last batch; of several processes
+    all follow what the first one draws, and draw everything else by seeds of their own."""
     order = distributed.broadcast(torch.randperm(len(run.train)))
     if not distributed.is_main():
         seed_everything(distributed.own_seed(run.cfg.seed, run.step))
@@ -148,17 +143,11 @@ def _fit(run: Any, eager: Step, images: Tensor, targets: Tensor) -> None:
             torch.cuda.empty_cache()
 
 
-def _may_be_graphed(run: Any) -> bool:
-    """Whether this device has graphs; exchanges between processes are not recorded."""
-    if run.compute.device.type != "cuda":
-        return False
-    if distributed.size() > 1:
-        print("several processes: the step is not recorded as a CUDA graph")
-    return distributed.size() == 1
-
-
 def _graphed(run: Any, eager: Step, images: Tensor, targets: Tensor) -> Step:
     """The step as a CUDA graph, if it computes what it computes without; else `eager`, and why."""
+    if distributed.size() > 1:
+        print("several processes: the step is not recorded as a CUDA graph")  # their exchanges would not be
+        return eager
     try:
         step = _capture(eager, images, targets)
         problem = _difference(run, eager, step, images, targets)
@@ -195,7 +184,7 @@ def _capture(eager: Step, images: Tensor, targets: Tensor) -> Step:
 
 
 def _difference(run: Any, eager: Step, graphed: Step, images: Tensor, targets: Tensor) -> str:
-    """How a graphed step from the present weights differs from an eager one, beyond rounding; empty if it does not."""
+    """Difference of a graphed step from an eager one, from the present weights, beyond rounding; empty if none."""
     results, weights, start = [], [], _flat(run.model)
     for step in (eager, graphed):
         with rehearsal(run):

@@ -1,4 +1,4 @@
-"""Predictions, and what can be read from them: accuracy per class, calibration, the worst mistakes."""
+"""Predictions, and accuracy, calibration and the worst mistakes from them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,7 @@ def shifted_views(images: Tensor, shift: int) -> Tensor:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    images: Tensor,
-    prepare: Callable[[Tensor], Tensor],
-    compute: Compute,
-    shift: int = 0,
-    batch: int = 500,
+    model: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tensor], compute: Compute, shift: int = 0
 ) -> Tensor:
     """Class probabilities float32 `[V, N, classes]` on the CPU, one row of V per view of `shifted_views`.
 
@@ -45,7 +40,7 @@ def predict(
     """
     model.eval()
     parts = []
-    for chunk in images.split(batch):
+    for chunk in images.split(500):
         views = shifted_views(chunk.to(compute.device), shift)
         with compute.autocast():
             logits = [model(prepare(view)) for view in views]
@@ -53,58 +48,58 @@ def predict(
     return torch.cat(parts, dim=1)
 
 
-def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """Share of rows of `[N, classes]` whose largest entry is the label's, in percent."""
-    return 100 * (probabilities.argmax(-1) == labels.cpu()).double().mean().item()
+def count_right(probabilities: Tensor, labels: Tensor) -> int:
+    """Number of rows of `[N, classes]` whose largest entry is the label's."""
+    return int((probabilities.argmax(-1) == labels.cpu()).sum())
 
 
 def held_out_accuracy(
     model: nn.Module, held_out: Split, prepare: Callable[[Tensor], Tensor], compute: Compute
 ) -> float | None:
     """Accuracy in percent over the images of all processes, each of which tries its share; `None` without images."""
+    if not len(held_out):
+        return None
     part = distributed.shard(len(held_out))
     images, labels = held_out.images[part], held_out.labels[part]
-    right = torch.zeros((), dtype=torch.long, device=compute.device)
-    if len(images):
-        right += (predict(model, images, prepare, compute)[0].argmax(-1) == labels.cpu()).sum().to(compute.device)
-    return 100 * distributed.sum_over_ranks(right).item() / len(held_out) if len(held_out) else None
+    right = count_right(predict(model, images, prepare, compute)[0], labels) if len(images) else 0
+    return 100 * distributed.sum_over_ranks(torch.tensor(right, device=compute.device)).item() / len(held_out)
 
 
-def report(views: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """What a summary says of test images with the probabilities `[V, N, classes]`; prints the accuracies (percent)."""
-    plain, tta = accuracy(views[0], labels), accuracy(views.mean(0), labels) if len(views) > 1 else None
-    print(f"test accuracy {plain:.2f} %" + (f", {tta:.2f} % with TTA over {len(views)} views" if tta else ""))
-    confusion = confusion_matrix(views[0], labels)
-    per_class = {name: 100 * confusion[k, k] / max(1, confusion[k].sum()) for k, name in enumerate(classes)}
-    return {
+def report(
+    views: Tensor, labels: Tensor, classes: Sequence[str]
+) -> tuple[dict[str, Any], np.ndarray, list[dict[str, float]]]:
+    """Test results from the probabilities `[V, N, classes]` of V views, of which the first is the images themselves:
+    what run_summary.json says of them (in percent; the accuracies are also printed), the confusion matrix (counts
+    int64 `[classes, classes]`, rows are the true class), and the bins of `calibration`."""
+    plain, tta = (100 * count_right(seen, labels) / len(labels) for seen in (views[0], views.mean(0)))
+    several = len(views) > 1
+    print(f"test accuracy {plain:.2f} %" + (f", {tta:.2f} % with TTA over {len(views)} views" if several else ""))
+    pairs = labels.cpu() * len(classes) + views[0].argmax(-1)
+    confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()
+    error, bins = calibration(views[0], labels)
+    results = {
         "test_accuracy": plain,
-        "test_accuracy_tta": tta,
-        "per_class_accuracy": per_class,
-        "expected_calibration_error": calibration(views[0], labels)[0],
+        "test_accuracy_tta": tta if several else None,
+        "per_class_accuracy": {n: 100 * confusion[k, k] / max(1, confusion[k].sum()) for k, n in enumerate(classes)},
+        "expected_calibration_error": error,
     }
+    return results, confusion, bins
 
 
-def confusion_matrix(probabilities: Tensor, labels: Tensor) -> np.ndarray:
-    """Counts int64 `[classes, classes]`; rows are the true class, columns the predicted one."""
-    classes = probabilities.shape[-1]
-    pairs = labels.cpu() * classes + probabilities.argmax(-1)
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).numpy()
-
-
-def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error in percent, and per confidence bin {`accuracy`, `share`} (each 0 to 1).
+def calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error in percent, and for each of 15 bins of confidence {`accuracy`, `share`} (0 to 1).
 
     ECE is the mean over images of |accuracy - confidence| of the image's bin, in equal-width bins that contain their
     upper edge (Guo et al. 2017, arXiv 1706.04599, section 2).
     """
     confidence, predicted = probabilities.double().max(-1)
-    correct = (predicted == labels.cpu()).double()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    count = torch.bincount(index, minlength=bins)
-    sums = [torch.bincount(index, weights, bins) / count.clamp(min=1) for weights in (confidence, correct)]
+    index = (confidence * 15).ceil().long().clamp(1, 15) - 1
+    count = torch.bincount(index, minlength=15)
+    weights = confidence, (predicted == labels.cpu()).double()
+    sure, right = (torch.bincount(index, values, 15) / count.clamp(min=1) for values in weights)
     share = count / len(labels)
-    error = 100 * (share * (sums[0] - sums[1]).abs()).sum().item()
-    return error, [{"accuracy": a, "share": b} for a, b in zip(sums[1].tolist(), share.tolist(), strict=True)]
+    error = 100 * (share * (sure - right).abs()).sum().item()
+    return error, [{"accuracy": a, "share": b} for a, b in zip(right.tolist(), share.tolist(), strict=True)]
 
 
 def most_confident_mistakes(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -112,3 +107,9 @@ def most_confident_mistakes(probabilities: Tensor, labels: Tensor, count: int) -
     confidence, predicted = probabilities.max(-1)
     order = confidence.argsort(descending=True, stable=True)
     return order[(predicted != labels.cpu())[order]][:count]
+
+
+def first_of_each_class(labels: Tensor) -> list[int]:
+    """Indices of the first image of every class that has any, by class."""
+    order, values = labels.argsort(stable=True), labels.unique()
+    return order[torch.searchsorted(labels[order], values)].tolist()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from helpers.common.figures import PALETTE, new_figure
+from helpers.common.figures import PALETTE, image_grid, new_figure
+from helpers.vit.evaluate import most_confident_mistakes
+from helpers.vit.image_set import ImageSet
 
 
 def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
@@ -70,32 +73,31 @@ def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
     return figure
 
 
-def attention_overlays(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], title: str) -> Figure:
-    """Images uint8 `[N, H, W, 3]`, and below them under their attention maps `[N, g, g]`, each scaled to its peak."""
-    count, size = len(images), images.shape[1]
-    figure, axes = new_figure(1.35 * count, 3.5, 2, count)
-    for column, (image, weights, text) in enumerate(zip(images, maps, titles, strict=True)):
+def pictures(images: Tensor, titles: Sequence[str], title: str) -> Figure:
+    """Images `[N, 3, H, W]` (uint8, or float from 0 to 1), ten in a row, each under its title."""
+    images = images if images.dtype == torch.uint8 else images.clamp(0, 1)
+    return image_grid(images.permute(0, 2, 3, 1).cpu().numpy(), titles, 10, title)
+
+
+def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
+    """The `count` test images wrongly classified by `[N, classes]` with the largest confidence, surest first."""
+    worst, names = most_confident_mistakes(probabilities, dataset.test_labels, count), dataset.classes
+    rows = zip(*probabilities[worst].max(-1), dataset.test_labels[worst], strict=True)
+    titles = [f"{names[guess]} {100 * sure:.0f} %\nis {names[true]}" for sure, guess, true in rows]
+    return pictures(dataset.test_images[worst], titles, "Most confident mistakes")
+
+
+def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence[int], maps: Tensor) -> Figure:
+    """The test images `shown`, and below them under their attention maps `[N, g, g]`, each scaled to its peak."""
+    guesses = [dataset.classes[k] for k in probabilities[shown].argmax(-1).tolist()]
+    images, size = dataset.test_images[shown].permute(0, 2, 3, 1).numpy(), dataset.test_images.shape[-1]
+    figure, axes = new_figure(1.35 * len(images), 3.5, 2, len(images))
+    for column, (image, weights, guess) in enumerate(zip(images, maps.cpu().numpy(), guesses, strict=True)):
         for axis in axes[:, column]:
             axis.imshow(image)
             axis.axis("off")
         extent = (-0.5, size - 0.5, size - 0.5, -0.5)
         axes[1, column].imshow(weights, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
-        axes[0, column].set_title(text, fontsize=8)
-    figure.suptitle(title)
-    return figure
-
-
-def comparison(rows: Sequence[dict[str, Any]], held_out: int = 5000) -> Figure:
-    """Runs with one thing changed each, rows of tests/bench/gpu.py: accuracy, and the residual stream's largest channel
-    at the end."""
-    rows = sorted(rows, key=lambda row: row["val"])
-    figure, (left, right) = new_figure(12, 0.34 * len(rows) + 1.3, 1, 2)
-    values = np.array([row["val"] for row in rows])
-    error = 1.96 * np.sqrt(values * (100 - values) / held_out)
-    left.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
-    left.set(title=f"After {rows[0]['epochs']:g} epochs", xlabel=f"accuracy on {held_out:,} validation images (%)")
-    right.barh([row["variant"] for row in rows], [row["largest_channel"] for row in rows], color=PALETTE[1])
-    right.set(title="Largest channel of the residual stream", xlabel="root mean square", xscale="log")
-    right.sharey(left)
-    right.tick_params(labelleft=False)
+        axes[0, column].set_title(guess, fontsize=8)
+    figure.suptitle("The first test image of each class, and its prediction")
     return figure

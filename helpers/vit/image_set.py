@@ -1,19 +1,33 @@
-"""What a reader of a data set returns, raises and checks with."""
+"""A data set's tables of images and labels, decoded, checked and joined to tensors; every reader ends here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from tqdm.contrib.concurrent import thread_map
 
 from helpers.common.files import DataError, some
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-Part = tuple[np.ndarray, np.ndarray]  # one split: images uint8 [N, 3, 32, 32], labels int64 [N]
+PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
+HOLD_OUT_SEED = 0  # which labelled images become the test set where there is none; fixed, so that runs compare
+
+
+class Table(NamedTuple):
+    """Images with their labels, as one file or folder has them."""
+
+    images: object  # an array of pixels, or a list of image files (Path, or their bytes)
+    labels: object  # as many integers
+    where: str  # for errors
 
 
 @dataclass(frozen=True)
@@ -29,23 +43,93 @@ class ImageSet:
     name: str
     source: str  # where from and in which layout, or how it was made: to be shown beside every figure
     notes: tuple[str, ...] = ()  # what a reader of a figure must know, e.g. that the test set is a held-out fifth
-    held_out: bool = False  # whether the test images were taken from CIFAR-10's training images
+    held_out: bool = False  # the test images were taken from CIFAR-10's training images
 
 
 def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    # copies: the arrays may be transposed, or read-only views of a file's bytes
+    """Copies as uint8 and int64: the arrays may be transposed, or read-only views of a file's bytes."""
     return torch.from_numpy(np.array(images, np.uint8, order="C")), torch.from_numpy(np.array(labels, np.int64))
 
 
-def checked_labels(values: object, count: int, where: str) -> np.ndarray:
-    """int64 [count] from what a file holds as labels."""
-    labels = np.asarray(values)
+def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, left_out: Sequence[Path] = ()) -> ImageSet:
+    """The set of the tables of "train" and "test"; without "test" a fifth of the images is held out for it.
+
+    Raises `DataError` for images and labels that are not CIFAR-10's, too many of them, or a class without any.
+    """
+    parts, kinds, notes = [], Counter(), []
+    for split, group in tables.items():
+        if isinstance(group[0].images, list):
+            images, found = _decode_all(group, split)
+            kinds += found
+        else:
+            images = np.concatenate([_checked_pixels(*table) for table in group])
+        parts.append((images, np.concatenate([_checked_labels(*table) for table in group])))
+    counts = [("training", len(parts[0][1]), 50_000), ("test", len(parts[-1][1]), 10_000)]
+    held_out = "test" not in tables
+    if held_out:
+        counts = [("labelled", len(parts[0][1]), 50_000)]
+        parts = _hold_out_a_fifth(*parts[0])
+        notes.append(
+            "its test images have no labels: the test set here is one fifth of the labelled images "
+            f"({len(parts[1][1]):,} of {counts[0][1]:,}, stratified, seed {HOLD_OUT_SEED}), so accuracies are not "
+            "those on CIFAR-10's own test set"
+        )
+
+    for split, (_, labels) in zip(("training", "test"), parts, strict=True):
+        empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
+        if empty:
+            raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
+    for what, have, full in counts:
+        if have > full:
+            raise DataError(f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}. Is it another data set?")
+
+    partly = [f"{have:,} of {full:,} {what} images" for what, have, full in counts if have < full]
+    if partly:
+        notes.insert(0, f"part of CIFAR-10: {' and '.join(partly)}")
+    if kinds["JPEG"]:
+        notes.append(
+            f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG: their pixels, and so accuracies, are not "
+            "exactly those of the original CIFAR-10"
+        )
+    if left_out:
+        notes.append(f"{len(left_out):,} files that are no PNG or JPEG were left out: {some(left_out, 3)}")
+    source = f"{path} ({layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
+    return ImageSet(*tensors(*parts[0]), *tensors(*parts[1]), CLASSES, "CIFAR-10", source, tuple(notes), held_out)
+
+
+def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(images, labels) of those that stay, and of a fifth of each class."""
+    test, rng = np.zeros(len(labels), dtype=bool), np.random.default_rng(HOLD_OUT_SEED)
+    for label in range(10):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        test[members[: max(1, len(members) // 5)]] = True
+    return [(images[chosen], labels[chosen]) for chosen in (~test, test)]
+
+
+def _checked_pixels(values: object, _: object, where: str) -> np.ndarray:
+    """uint8 [N, 3, 32, 32] from an array of whole numbers from 0 to 255 in any of the usual shapes."""
+    shape = getattr(values, "shape", ())[1:]
+    if shape not in PIXEL_SHAPES:
+        got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(f"{where}: the images are {got}, expected [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3].")
+    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() <= 255):
+        got = f"{values.dtype} from {values.min()} to {values.max()}"
+        raise DataError(f"{where}: the images are {got}. Save the pixels as uint8, 0 … 255, not normalised.")
+    return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
+
+
+def _checked_labels(images: Sequence[object], values: object, where: str) -> np.ndarray:
+    """int64 [N] from what a file holds as labels of N images."""
+    try:
+        labels = np.asarray(values)
+    except ValueError as error:  # lists of unequal length
+        raise DataError(f"{where}: labels are no flat list of numbers.") from error
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or [N, 1].")
-    if len(labels) != count:
-        raise DataError(f"{where}: {count:,} images but {len(labels):,} labels.")
+    if len(labels) != len(images):
+        raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
     wrong = np.flatnonzero((labels < 0) | (labels > 9))
     if wrong.size:
         hint = " Is it CIFAR-100?" if 10 <= labels.max() <= 99 else ""
@@ -54,22 +138,35 @@ def checked_labels(values: object, count: int, where: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def cifar10(
-    train: Part, test: Part, path: Path, layout: str, notes: Sequence[str] = (), held_out: bool = False
-) -> ImageSet:
-    """The checks that every layout ends with; `held_out` says that `test` was taken from the training images."""
-    for split, (_, labels) in (("training", train), ("test", test)):
-        empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
-        if empty:
-            raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
-    counts = [("training", len(train[1]), 50_000), ("test", len(test[1]), 10_000)]
-    if held_out:
-        counts = [("labelled", len(train[1]) + len(test[1]), 50_000)]
-    for what, have, full in counts:
-        if have > full:
-            raise DataError(f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}. Is it another data set?")
-    partly = [f"{have:,} of {full:,} {what} images" for what, have, full in counts if have < full]
-    if partly:
-        notes = (f"part of CIFAR-10: {' and '.join(partly)}", *notes)
-    source = f"{path} ({layout})"
-    return ImageSet(*tensors(*train), *tensors(*test), CLASSES, "CIFAR-10", source, tuple(notes), held_out)
+def _decode_all(group: Sequence[Table], what: str) -> tuple[np.ndarray, Counter[str]]:
+    """(uint8 [N, 3, 32, 32], how many images of each kind) of tables of image files, in their order."""
+    sources = [source for table in group for source in table.images]
+    names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
+    Image.preinit()  # once, before the threads do
+    few = len(sources) < 5_000  # decoded in a second: a bar would only flicker
+    results = thread_map(_decode, sources, max_workers=16, desc=f"reading {what}", unit="img", disable=few)
+    problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+    if problems:
+        raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
+    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2), Counter(kind for _, kind in results)
+
+
+def _decode(source: Path | bytes) -> tuple[np.ndarray, str] | str:
+    """(uint8 [32, 32, 3], "PNG" or "JPEG") of one image, or what is wrong with it."""
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if not data:
+            return "is empty"
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.size != (32, 32):  # before decoding: an image may be huge
+                return "is {}x{} pixels, not 32x32".format(*image.size)
+            if image.mode[0] in "IF":
+                return f"has mode {image.mode}, more than 8 bits a pixel"
+            kind = "PNG" if image.format == "PNG" else "JPEG"
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return np.asarray(image.convert("RGB")), kind
+    except UnidentifiedImageError:
+        return "is no readable PNG or JPEG"
+    except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
+        return str(error) or type(error).__name__

@@ -171,7 +171,7 @@ def train_for(q1, cfg, compute: Compute, train, val, classes: Sequence[str], bat
     """Train for cfg.max_minutes with the notebook's own code (None), or with that behind a loader of batches; returns
     the columns of a table row."""
     start, scale = time.perf_counter(), [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
-    run = q1.new_run(cfg, compute, train, val, scale, classes)
+    run = q1.Run(cfg, compute, train, val, scale, classes)
     source = q1.batches if batches is None else partial(loader_batches, batches)
     with tempfile.TemporaryDirectory() as out, mock.patch.object(q1, "batches", source):
         q1.train(run, Path(out))

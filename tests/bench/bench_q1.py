@@ -297,7 +297,7 @@ def notebook_run(q1, cfg, images: Tensor, labels: Tensor, compute):
     """The notebook's `Run` for images, uint8 [N, 3, 32, 32], of ten classes, with none held out; it never ends."""
     device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
     split = Split(images.to(device), labels.to(device))
-    run = q1.new_run(cfg, compute, split, split.first(0), scale, tuple("0123456789"))
+    run = q1.Run(cfg, compute, split, split.first(0), scale, tuple("0123456789"))
     run.clock = Clock(10**9)
     return run
 

@@ -13,6 +13,7 @@ train: one run with q1's outputs, resumed from DIR/last.pth where there is one.
 
 hardness: how many augmented images a trained model (--weights) gets right, by the notebook's augmentation and by
     timm's, image by image; a defect in either would show. Wants no GPU.
+figures: DIR/recipe.png and DIR/gpu_run.png, as section 7 of q1 shows them, from the tables in assets/measured/.
 
 DATA: a .tar.xz of class folders (train/airplane/0000.jpg …), or what q1's data_root takes. Needs torch, torchvision,
 timm, numpy, pillow and matplotlib only.
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -48,8 +50,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import nbload
 from helpers.common import environment
 from helpers.common.device import Compute, pick_compute
+from helpers.common.figures import PALETTE, finish, new_figure, read_rows
 from helpers.vit import checkpoint as ckpt
-from helpers.vit import config, engine, evaluate
+from helpers.vit import config, engine, evaluate, figures
 from helpers.vit.clock import Clock
 from helpers.vit.data import hold_out, load_images, pixel_statistics
 from helpers.vit.image_set import CLASSES, ImageSet, tensors
@@ -193,7 +196,7 @@ def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: 
     cfg = config.make_config(q1.RECIPE, q1.PRESETS, settings.pop("preset"), settings, 0)
     config.fit_to_images(cfg, found)
     train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)
-    return q1.new_run(cfg, compute, train, val, pixel_statistics(train.images[:20000]), found.classes)
+    return q1.Run(cfg, compute, train, val, pixel_statistics(train.images[:20000]), found.classes)
 
 
 # ------------------------------------------------------------------------------------------ one thing at a time
@@ -394,10 +397,10 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     prepare = lambda images: q1.normalise(images, run.cfg, run.scale)  # noqa: E731
     run.ema.load_state_dict({name: value.to(compute.device) for name, value in best["model"].items()})
     views = evaluate.predict(run.ema, found.test_images, prepare, compute, shift=1)
-    results = evaluate.report(views, found.test_labels, found.classes)
+    results = evaluate.report(views, found.test_labels, found.classes)[0]
     half = {name: value.half() if value.is_floating_point() else value for name, value in best["model"].items()}
     ckpt.try_save(best | {"model": half}, args.out / "best_fp16.pth")  # small enough to be taken along
-    ckpt.write_summary(args.out / "run_summary.json", run.cfg, compute, found, best, results, run.ema, run)
+    ckpt.write_summary(args.out / "run_summary.json", compute, found, best, results, run)
 
 
 # ------------------------------------------------------------------------------------------ how hard the images are
@@ -427,7 +430,7 @@ def hardness(args: argparse.Namespace, found: ImageSet, compute: Compute) -> Non
             right = {}
             for who, x in batches.items():
                 seen = evaluate.predict(model, x, lambda x: x, compute)[0]
-                right[f"{who}, % right"] = round(evaluate.accuracy(seen, images.labels), 2)
+                right[f"{who}, % right"] = round(100 * evaluate.count_right(seen, images.labels) / len(images), 2)
             rows.append(
                 {"images": part, "beside crop and flip": name, "n": len(images), **right, "device": compute.name}
             )
@@ -435,9 +438,39 @@ def hardness(args: argparse.Namespace, found: ImageSet, compute: Compute) -> Non
     ckpt.write_csv(rows, args.out / "hardness.csv")
 
 
+# ------------------------------------------------------------------------------------------ figures
+
+
+def comparison(rows: list[dict[str, Any]]) -> Figure:
+    """Runs with one thing changed each: accuracy, and the residual stream's largest channel at the end."""
+    rows, held_out = sorted(rows, key=lambda row: row["val"]), 5000  # validation images
+    figure, (left, right) = new_figure(12, 0.34 * len(rows) + 1.3, 1, 2)
+    values = np.array([row["val"] for row in rows])
+    error = 1.96 * np.sqrt(values * (100 - values) / held_out)
+    left.errorbar(values, [row["variant"] for row in rows], xerr=error, fmt="o", capsize=3)
+    left.set(title=f"After {rows[0]['epochs']:g} epochs", xlabel=f"accuracy on {held_out:,} validation images (%)")
+    right.barh([row["variant"] for row in rows], [row["largest_channel"] for row in rows], color=PALETTE[1])
+    right.set(title="Largest channel of the residual stream", xlabel="root mean square", xscale="log")
+    right.sharey(left)
+    right.tick_params(labelleft=False)
+    return figure
+
+
+def draw(out: Path) -> None:
+    """Write recipe.png and gpu_run.png."""
+    measured, data = ROOT / "assets" / "measured", "CIFAR-10, JPEG copy"
+    rows = [row for name in ("recipe", "rates") for row in read_rows(measured / f"q1_gpu_{name}.csv")]
+    about = "seed {seed:g}; {device}, {precision}; torch {torch}; one run each, 192 wide if not said".format(**rows[0])
+    finish(
+        comparison(rows), out / "recipe.png", f"{data}; {about}; python tests/bench/gpu.py --part recipe, --part rates"
+    )
+    run = figures.learning_curves(read_rows(measured / "q1_gpu_run.csv"))
+    finish(run, out / "gpu_run.png", f"{data}; preset t4, seed 0; H100, bf16; torch 2.11")
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["engine", "train", "hardness", *COMPARISONS], required=True)
+    parser.add_argument("--part", choices=["engine", "train", "hardness", "figures", *COMPARISONS], required=True)
     parser.add_argument("--minutes", type=float, default=10, help="from the start of this script")
     parser.add_argument("--reserve", type=float, default=0.2, help="minutes kept for the test (train)")
     parser.add_argument("--epochs", type=float, default=12, help="of each variant (recipe, rates, choices)")
@@ -453,6 +486,8 @@ def main(given: list[str] | None = None) -> None:
     pairs = (pair.split("=", 1) for pair in args.set)
     args.set = {name: json.loads(value) if value[0] in "-0123456789tfn" else value for name, value in pairs}
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.part == "figures":
+        return draw(args.out)
     torch.set_float32_matmul_precision("high")
     compute = pick_compute(args.amp or True, cpu_bf16=True)
     found = read_images(args.data, args.limit)

@@ -17,16 +17,7 @@ from timm.data.random_erasing import RandomErasing
 from helpers.vit import augment
 from helpers.vit.augment import OPS, apply_ops, op_parameters, rand_augment, random_crop_flip, random_erasing
 
-FILL = (10, 128, 200)
 UNSIGNED = {"AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +70,9 @@ def pillow(images: torch.Tensor, name: str, magnitude: float, sign: int, monkeyp
     operation = timm_aa.NAME_TO_OP[name]
     out = []
     for image in images.permute(0, 2, 3, 1).numpy():
-        done = operation(Image.fromarray(image), *arguments, fillcolor=FILL, resample=Image.Resampling.BILINEAR)
+        done = operation(
+            Image.fromarray(image), *arguments, fillcolor=(augment.FILL,) * 3, resample=Image.Resampling.BILINEAR
+        )
         out.append(torch.from_numpy(np.array(done)).permute(2, 0, 1))
     return torch.stack(out)
 
@@ -87,7 +80,7 @@ def pillow(images: torch.Tensor, name: str, magnitude: float, sign: int, monkeyp
 def ours(images: torch.Tensor, name: str, magnitude: float, sign: int) -> torch.Tensor:
     ops = torch.full((1, len(images)), OPS.index(name))
     level = torch.full(ops.shape, magnitude / 10, dtype=torch.float64)
-    return apply_ops(images, ops, op_parameters(ops, level, torch.full(ops.shape, sign < 0)), FILL)
+    return apply_ops(images, ops, op_parameters(ops, level, torch.full(ops.shape, sign < 0)))
 
 
 def assert_uniform(counts: torch.Tensor) -> None:
@@ -136,8 +129,8 @@ def test_mixed_batch_equals_one_image_at_a_time():
     """Sorting by operation, applying by group and sorting back must bring each image its own operations."""
     images = photos(200)
     ops, params = augment.draw_rand_augment(3, 200, 7, generator(), prob=0.8)
-    together = apply_ops(images, ops, params, FILL)
-    alone = [apply_ops(images[i : i + 1], ops[:, i : i + 1], params[:, i : i + 1], FILL) for i in range(200)]
+    together = apply_ops(images, ops, params)
+    alone = [apply_ops(images[i : i + 1], ops[:, i : i + 1], params[:, i : i + 1]) for i in range(200)]
     assert torch.equal(together, torch.cat(alone))
     assert (together != images).flatten(1).any(1).float().mean() > 0.8
 
@@ -150,7 +143,8 @@ def test_black_box_operations_and_signs(monkeypatch):
     image = photos(1, seed=3)
     names = [(name, sign) for name in OPS for sign in ((1,) if name in UNSIGNED else (1, -1))]
     possible = torch.cat([pillow(image, name, 7.3, sign, monkeypatch) for name, sign in names]).flatten(1).float()
-    out = rand_augment(image.expand(6000, -1, -1, -1), 1, 7.3, generator(), mstd=0, fill=FILL, prob=1)
+    monkeypatch.setattr(augment, "MAGNITUDE_STD", 0)
+    out = rand_augment(image.expand(6000, -1, -1, -1), 1, 7.3, generator(), prob=1)
     distance = torch.cdist(out.flatten(1).float(), possible)
     nearest, which = distance.min(1)
     assert nearest.max() < math.sqrt(3 * 32 * 32)  # within one grey level of one of them
@@ -180,7 +174,7 @@ def test_half_of_the_rounds_do_nothing_by_default(monkeypatch):
 
 
 def test_draws_of_rounds_and_images_are_independent():
-    ops, params = augment.draw_rand_augment(3, 20_000, 5, generator(), mstd=0.5, prob=1)
+    ops, params = augment.draw_rand_augment(3, 20_000, 5, generator(), prob=1)
     for row in ops:
         assert_uniform(torch.bincount(row, minlength=len(OPS)))
         assert_uncorrelated(row[1:], row[:-1])
@@ -193,8 +187,8 @@ def test_draws_of_rounds_and_images_are_independent():
 
 
 def test_magnitudes():
-    """Normal around m with deviation mstd (30 degrees are magnitude 10), and a sign of its own."""
-    ops, params = augment.draw_rand_augment(2, 60_000, 4.5, generator(), mstd=0.5, prob=1)
+    """Normal around m with deviation 0.5 (30 degrees are magnitude 10), and a sign of its own."""
+    ops, params = augment.draw_rand_augment(2, 60_000, 4.5, generator(), prob=1)
     degrees = params[ops == OPS.index("Rotate")]
     magnitude = degrees.abs() / 3
     count = len(magnitude)
@@ -208,13 +202,16 @@ def test_magnitudes():
 
 
 def test_magnitudes_are_clipped():
-    ops, params = augment.draw_rand_augment(1, 20_000, 10, generator(), mstd=2, prob=1)
+    ops, params = augment.draw_rand_augment(1, 20_000, 10, generator(), prob=1)
     magnitude = params[ops == OPS.index("Rotate")].abs() / 3
     assert magnitude.max() == pytest.approx(10)
     assert abs((magnitude > 10 - 1e-9).double().mean() - 0.5) < 0.08
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 9), (3, 6), (2, 4)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 9), pytest.param(3, 6, marks=SLOW), pytest.param(2, 4, marks=SLOW)])
 def test_as_strong_as_timm(n, m):
     """The mean absolute change of a pixel, over many draws for 300 photographs, within 6 per cent of timm's."""
     images = photos(300, seed=5)
@@ -324,24 +321,21 @@ def test_erasing_noise_is_normal_per_pixel(erased):
 
 def test_erasing_leaves_the_rest_alone():
     images = torch.randn(400, 3, 20, 30, generator=generator(2), dtype=torch.float64)
-    out = random_erasing(images, 1, generator())
+    out = random_erasing(images.clone(), 1, generator())
     same = (out == images).float().mean((1, 2, 3))
     assert (same.max() < 1) and (same.min() > 0.6) and out.dtype == torch.float64
-    assert torch.equal(random_erasing(images, 0, generator()), images)
+    assert torch.equal(random_erasing(images.clone(), 0, generator()), images)
 
 
 def test_erasing_in_place():
     images = torch.zeros(20, 3, 32, 32)
-    expected = random_erasing(images, 0.5, generator())
-    assert not images.any() and expected.any()
-    assert random_erasing(images, 0.5, generator(), inplace=True) is images
-    assert torch.equal(images, expected)
+    assert random_erasing(images, 0.5, generator()) is images and images.any()
 
 
 def test_erasing_gives_up_on_what_never_fits():
     """In an image one pixel high every rectangle is as high as the image."""
     images = torch.randn(5, 3, 1, 8, generator=generator())
-    assert torch.equal(random_erasing(images, 1, generator()), images)
+    assert torch.equal(random_erasing(images.clone(), 1, generator()), images)
 
 
 # ---- all of them ----
@@ -383,14 +377,6 @@ def test_not_contiguous_input():
         assert torch.equal(step(images, generator()), step(interleaved, generator()))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 100, 1000])
-def test_chunks_do_not_show(chunk):
-    images = photos(100)
-    assert torch.equal(
-        rand_augment(images, 2, 9, generator(), chunk=chunk), rand_augment(images, 2, 9, generator(), chunk=100)
-    )
-
-
 def test_no_rounds_no_images():
     images = photos(3)
     assert rand_augment(images, 0, 9, generator()) is images
@@ -400,13 +386,10 @@ def test_no_rounds_no_images():
 
 
 def test_fill():
-    """One colour shifted in from outside, for a number as for three."""
+    """Grey is shifted in from outside."""
     ops, params = torch.full((1, 1), OPS.index("TranslateXRel")), torch.full((1, 1), 0.25, dtype=torch.float64)
-    for fill in (128, FILL):
-        out = apply_ops(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ops, params, fill)
-        expected = torch.tensor(fill, dtype=torch.uint8).expand(3)
-        assert (out[0, :, :, 24:] == expected[:, None, None]).all()
-        assert not out[0, :, :, :24].any()
+    out = apply_ops(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ops, params)
+    assert (out[..., 24:] == 128).all() and not out[..., :24].any()
 
 
 def test_nothing_reads_values_back_from_the_device(monkeypatch):
@@ -439,27 +422,3 @@ def test_cuda_equals_cpu_without_waiting():
         assert (difference > 1).float().mean() < 1e-3
     erased = random_erasing(on_gpu.float(), 0.5, generator()).cpu() != images.float()
     assert torch.equal(erased.any(1), (random_erasing(images.float(), 0.5, generator()) != images.float()).any(1))
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda x, g: rand_augment(x, 2, 10.5, g), ValueError, "10.5"),
-        (lambda x, g: rand_augment(x, 2, -1, g), ValueError, "-1"),
-        (lambda x, g: rand_augment(x, 2, math.nan, g), ValueError, "nan"),
-        (lambda x, g: rand_augment(x, -1, 9, g), ValueError, "-1"),
-        (lambda x, g: rand_augment(x, 2, 9, g, prob=1.5), ValueError, "1.5"),
-        (lambda x, g: rand_augment(x.float(), 2, 9, g), TypeError, "float32"),
-        (lambda x, g: rand_augment(x[:, :1], 2, 9, g), ValueError, r"\[4, 1, 32, 32\]"),
-        (lambda x, g: rand_augment(x[0], 2, 9, g), ValueError, r"\[3, 32, 32\]"),
-        (lambda x, g: random_crop_flip(x, 32, g), ValueError, "32"),
-        (lambda x, g: random_crop_flip(x, -1, g), ValueError, "-1"),
-        (lambda x, g: random_crop_flip(x.numpy(), 4, g), TypeError, "ndarray"),
-        (lambda x, g: random_erasing(x, 0.5, g), TypeError, "uint8"),
-        (lambda x, g: random_erasing(x.float(), 1.2, g), ValueError, "1.2"),
-        (lambda x, g: random_erasing(x.float()[0], 0.5, g), ValueError, r"\[3, 32, 32\]"),
-    ],
-)
-def test_errors_name_what_was_wrong(call, error, message):
-    with pytest.raises(error, match=message):
-        call(photos(4), generator())

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -37,19 +36,18 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
     assert (tmp_path / "new" / "a.bin").read_bytes() == b"1"
 
 
-def test_a_full_disk_is_a_clear_error_or_a_warning(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, capsys):
     path = tmp_path / "last.pth"
-    ckpt.save_checkpoint({"step": 1}, path)
+    assert ckpt.try_save({"step": 1}, path)
 
     def full(content, target):
         target.write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"last\.pth could not be written \([\d,]+ MiB free there\)"):
-        ckpt.save_checkpoint({"step": 2}, path)
     assert ckpt.try_save({"step": 2}, path) is False
-    assert "warning" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"warning: .*last\.pth could not be written \([\d,]+ MiB free there\): .*No space left", said)
     assert ckpt.load_checkpoint(path, "step") == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["last.pth"]
 
 
@@ -78,7 +76,7 @@ def test_wrong_files_are_named(tmp_path):
     looked = re.escape(f"(looked for from {Path.cwd()})")
     with pytest.raises(FileNotFoundError, match=rf"a\.pth: no such checkpoint {looked}{advice}"):
         ckpt.load_checkpoint(path)
-    ckpt.save_checkpoint({"state_dict": {}}, path)
+    ckpt.try_save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match=f"has no 'model', 'config'{advice}"):
         ckpt.load_checkpoint(path, "model", "config")
     path.write_bytes(path.read_bytes()[:-200])
@@ -90,13 +88,13 @@ def test_wrong_files_are_named(tmp_path):
 
 
 def draw():
-    return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+    return random.random(), torch.rand(1).item()
 
 
 def test_random_state_continues_through_a_file(tmp_path):
     seed_everything(3)
     draw()
-    ckpt.save_checkpoint(ckpt.get_rng_state(), tmp_path / "rng.pth")
+    ckpt.try_save(ckpt.get_rng_state(), tmp_path / "rng.pth")
     expected = [draw() for _ in range(3)]
     seed_everything(4)
     ckpt.set_rng_state(ckpt.load_checkpoint(tmp_path / "rng.pth"))
@@ -112,7 +110,7 @@ def test_pack_and_unpack_are_inverse(q1, tmp_path):
     for _ in range(2):
         q1.train_step(run, x, y)
     run.step, run.history, run.best_accuracy = 2, [{"loss": 1.0}], 55.0
-    ckpt.save_checkpoint(ckpt.pack(run), tmp_path / "run.pth")
+    ckpt.try_save(ckpt.pack(run), tmp_path / "run.pth")
     ckpt.unpack(other, ckpt.load_checkpoint(tmp_path / "run.pth"))
     assert (other.step, other.history, other.best_accuracy) == (2, [{"loss": 1.0}], 55.0)
     for a, b in ((run, other), (run, other)):  # the same, and so after another step
@@ -143,7 +141,7 @@ def images(classes, source="data", held_out=False):
 
 def test_weights_to_be_tested_are_of_these_classes_and_of_this_run(tmp_path, capsys):
     content = dict.fromkeys(("model", "mean", "std", "weights", "epoch"), 0) | {"classes": ["cat", "dog"], "config": {}}
-    ckpt.save_checkpoint(content, tmp_path / "other.pth")
+    ckpt.try_save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
         ckpt.load_best(tmp_path / "other.pth", images(["car"]), None)
     with pytest.raises(RuntimeError, match="this run has saved no weights yet"):

@@ -2,8 +2,8 @@
 
 import csv
 import functools
-import importlib.util
 import io
+import json
 import os
 import pickle
 import random
@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.shapes import synthetic
 from helpers.vit.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
+from test_notebooks import SHORT, TINY, papermill
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RNG = np.random.default_rng(7)
@@ -312,36 +314,6 @@ def test_an_unbalanced_part_is_fine(tmp_path):
     assert load_cifar10(tmp_path).train_labels.bincount().tolist() == [1] + [12] * 9
 
 
-def test_the_real_images_in_three_layouts(tmp_path, monkeypatch):
-    tool = Path(__file__).resolve().parents[3] / "shared" / "bin" / "cifar10.py"
-    if not tool.is_file():
-        pytest.skip(f"{tool} is absent: no real images beside this checkout")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # nothing of ours belongs beside the tool
-    spec = importlib.util.spec_from_file_location("cifar10_tool", tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows = list(module.images(10))  # what --limit 10 gives; unpacked once for the three, which takes seconds
-    monkeypatch.setattr(module, "images", lambda limit: iter(rows))
-    sets = {}
-    for layout in ("folders", "batches", "kaggle"):
-        getattr(module, layout)(tmp_path / layout, 10)
-        sets[layout] = load_cifar10(tmp_path / layout)
-
-    def content(images, *splits):
-        pairs = []
-        for split in splits:
-            x, y = getattr(images, f"{split}_images").numpy(), getattr(images, f"{split}_labels").tolist()
-            pairs += [(pixels.tobytes(), label) for pixels, label in zip(x, y, strict=True)]
-        return sorted(pairs)
-
-    assert sets["folders"].train_labels.bincount().tolist() == [10] * 10
-    assert sets["folders"].test_labels.bincount().tolist() == [2] * 10
-    for split in ("train", "test"):
-        assert content(sets["folders"], split) == content(sets["batches"], split)
-    assert content(sets["folders"], "train") == content(sets["kaggle"], "train", "test")
-    assert sets["kaggle"].test_labels.bincount().tolist() == [2] * 10
-
-
 # --------------------------------------------------------------------------------------------------------------- damage
 
 
@@ -450,18 +422,13 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, protocol, inside):
         assert not list(tmp_path.glob("touched*"))
 
 
-def test_a_pickle_cannot_ask_for_endless_memory(tmp_path):
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path):
+    """The elements of an array of objects are addresses, which a pickle could make up."""
     write_batches(tmp_path)
-    for raw in (
-        pickle.dumps(Call(bytes, 1 << 40), protocol=2),
-        pickle.dumps(Call(bytearray, 1 << 40), protocol=2),
-        b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.",
-        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b".",
-        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
-        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of two thousand million entries
-    ):
+    for array in (np.array([{}, 1], object), np.array(["a", "b"]), np.zeros(2, [("x", "u1")])):
+        raw = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": array})
         (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
-        expect(tmp_path, "data_batch_1")
+        expect(tmp_path, "data_batch_1", "an array of type", "executed")
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.98])
@@ -697,19 +664,19 @@ def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
         assert said.count("Warning") == 1 and "data_batch_5" in said
 
 
-def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, capsys):
-    kwargs = {"default_roots": [tmp_path], "synthetic_train": 60, "synthetic_test": 40}
-    images = load_images(None, download=False, **kwargs)
+def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(synthetic, "make_shapes", lambda n, seed, make=synthetic.make_shapes: make(n // 100, seed=seed))
+    images = load_images(None, download=False, default_roots=[tmp_path])
     assert "NOT CIFAR-10" in capsys.readouterr().out
     assert images.name == "ten shapes (synthetic)" and len(images.classes) == 10
     assert images.train_images.shape == (60, 3, 32, 32) and images.train_images.dtype == torch.uint8
-    assert images.test_images.shape == (40, 3, 32, 32) and images.test_labels.dtype == torch.int64
-    assert not torch.equal(images.train_images[:40], images.test_images)
-    again, other = (load_images(None, download=False, seed=seed, **kwargs) for seed in (0, 1))
-    assert torch.equal(images.train_images, again.train_images) and torch.equal(images.test_images, again.test_images)
-    assert not torch.equal(images.train_images, other.train_images)
+    assert images.test_images.shape == (20, 3, 32, 32) and images.test_labels.dtype == torch.int64
+    assert not torch.equal(images.train_images[:20], images.test_images)
+    assert torch.equal(images.train_images, load_images(None, False).train_images)  # the same in every run
     with pytest.raises(DataError, match="download=False"):
-        load_images("auto", download=False, **kwargs)
+        load_images("auto", download=False, default_roots=[tmp_path])
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------------------- split
@@ -753,15 +720,10 @@ def test_hold_out_puts_everything_on_the_device(numbered):
         assert part.images.device.type == part.labels.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("val_size", "train_size", "step"),
-    [(size, None, "set val_size from 0 to 98") for size in (99, 101, -1)]
-    + [(20, size, "set train_size from 2 to 80, or to None") for size in (81, 1, 0)],
-)
-def test_hold_out_says_which_size_does_not_fit(numbered, val_size, train_size, step):
-    message = rf"val_size={val_size} and train_size={train_size}: .* 100 training images in all; {step}"
+def test_hold_out_says_that_there_are_too_few(numbered):
+    message = r"val_size=20 and train_size=81: .* 100 training images in all; set train_size from 2 to 80, or to None"
     with pytest.raises(ValueError, match=message):
-        hold_out(numbered, val_size, train_size, 0, torch.device("cpu"))
+        hold_out(numbered, 20, 81, 0, torch.device("cpu"))
 
 
 def test_importing_needs_neither_network_nor_cuda():
@@ -770,3 +732,17 @@ def test_importing_needs_neither_network_nor_cuda():
         "assert not torch.cuda.is_initialized(); assert 'pyarrow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2], timeout=60)
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_on_the_competitions_files(tmp_path):
+    """No labels for the test images, so that some labelled ones are held out; nothing held out to choose weights by."""
+    write_kaggle(tmp_path / "d")
+    changed = {"data_root": tmp_path / "d", "val_size": 0, "epochs": 1, "tta": 0}
+    done = papermill("q1.ipynb", tmp_path / "out", **TINY | SHORT | changed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "out" / "run_summary.json").read_text())
+    dataset = summary["dataset"]
+    assert dataset["name"] == "CIFAR-10" and str(tmp_path / "d") in dataset["source"]
+    assert (dataset["train"], dataset["val"], dataset["test"]) == (100, 0, 20)
+    assert summary["selected_weights"] == "ema" and summary["best_val_accuracy"] is None

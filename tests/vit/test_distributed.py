@@ -54,6 +54,7 @@ def assert_close(ours: dict, theirs: dict, atol: float) -> None:
         torch.testing.assert_close(tensor, theirs[name], atol=atol, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(runs):
     """50 losses without augmentation, and the weights that come out; a batch of 18 is shared as 8 and 10."""
     alone, first, second = (run["plain"] for run in runs[:3])
@@ -65,6 +66,7 @@ def test_two_processes_compute_what_one_does(runs):
     assert all(torch.equal(first["weights"][0][name], value) for name, value in second["weights"][0].items())
 
 
+@pytest.mark.slow
 def test_slices_of_a_batch_cover_it_without_overlap(runs):
     alone, first, second = (run["plain"] for run in runs[:3])
     for whole, one, other in zip(alone["slices"], first["slices"], second["slices"], strict=True):
@@ -81,12 +83,14 @@ def test_shards_follow_each_other(count, size):
     assert all(length % 2 == 0 for length in lengths[:-1]) and max(lengths) - min(lengths) <= 3
 
 
+@pytest.mark.slow
 def test_right_answers_are_counted_over_all_processes(runs):
     """101 images, at the same weights."""
     alone, first, second = (run["plain"]["before"] for run in runs[:3])
     assert alone == first == second and 0 < alone["val_accuracy"] < 100
 
 
+@pytest.mark.slow
 def test_both_learn_with_augmentation_and_agree_on_the_plan(runs):
     alone, first, second = (run["augmented"] for run in runs[:3])
     best = [max(max(row["val_accuracy"], row["ema_accuracy"]) for row in run["history"]) for run in (alone, first)]
@@ -97,6 +101,7 @@ def test_both_learn_with_augmentation_and_agree_on_the_plan(runs):
     assert accuracies[0] == accuracies[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_another_number_of_processes(runs, q1, tmp_path):
     alone, first, _, two = runs
     torch.testing.assert_close(first["continued"]["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
@@ -106,6 +111,7 @@ def test_a_run_is_resumed_in_another_number_of_processes(runs, q1, tmp_path):
     torch.testing.assert_close(back["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_process_short_of_memory_makes_all_go_in_parts(runs):
     alone, first, second = (run["run_short_of_memory"] for run in runs[:3])
     assert alone["parts"] == 8 and first["parts"] == second["parts"] == 4  # of 18 images, and of 8 and 10
@@ -113,6 +119,7 @@ def test_one_process_short_of_memory_makes_all_go_in_parts(runs):
     assert_close(first["weights"], alone["weights"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bad_loss_in_one_process_is_skipped_by_all_and_ten_end_the_run(runs):
     _, first, second = (run["not_finite"] for run in runs[:3])
     assert first["error"] == second["error"] and "ten steps in a row" in first["error"]
@@ -122,6 +129,7 @@ def test_a_bad_loss_in_one_process_is_skipped_by_all_and_ten_end_the_run(runs):
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_one_process_resumes_it(q1, tmp_path):
     run = start([*TORCHRUN, DRIVER], tmp_path, "long", 20)
     while not ((tmp_path / "last.pth").is_file() and (tmp_path / "pid1").is_file()):
@@ -136,6 +144,7 @@ def test_a_killed_process_ends_the_run_and_one_process_resumes_it(q1, tmp_path):
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 200
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_under_torchrun(tmp_path):
     out, parameters = tmp_path / "out", TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
     script = nbrun.export("q1.ipynb", tmp_path, parameters | {"out_dir": out})
@@ -193,6 +202,7 @@ def test_launch_shows_the_log_and_raises_with_its_end(tmp_path, capsys):
     assert "rank 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_interrupting_the_launch_ends_all_processes(tmp_path, monkeypatch):
     script, printed = tmp_path / "script.py", []
     script.write_text("import os, time\nos.write(1, b'%d\\n' % os.getpid())\ntime.sleep(300)\n")

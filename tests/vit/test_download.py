@@ -73,7 +73,7 @@ def test_a_failed_download_ends_in_shapes_only_where_nothing_was_asked_for(offli
     for data_root in ("auto", "data"):
         with pytest.raises(DataError, match="no internet"):
             load_images(data_root)
-    images = load_images(None, synthetic_train=20, synthetic_test=20)
+    images = load_images(None)
     said = capsys.readouterr().out
     assert images.name == "ten shapes (synthetic)" and offline != []
     assert "not downloaded" in said and "no internet" in said and "NOT CIFAR-10" in said

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from helpers.common.device import Compute, pick_compute
 from helpers.vit import evaluate
 from helpers.vit.data import Split
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
+NAMES = tuple("abcdefghij")
 
 
 @pytest.fixture
@@ -21,10 +22,21 @@ def predictions():
 def test_accuracy_and_confusion_equal_scikit_learn(predictions):
     probabilities, labels = predictions
     guess = probabilities.argmax(-1)
-    assert evaluate.accuracy(probabilities, labels) == pytest.approx(100 * accuracy_score(labels, guess))
-    np.testing.assert_array_equal(
-        evaluate.confusion_matrix(probabilities, labels), confusion_matrix(labels, guess, labels=range(10))
-    )
+    results, confusion, bins = evaluate.report(probabilities[None], labels, NAMES)
+    assert results["test_accuracy"] == pytest.approx(100 * accuracy_score(labels, guess))
+    np.testing.assert_array_equal(confusion, confusion_matrix(labels, guess, labels=range(10)))
+    recall = 100 * recall_score(labels, guess, average=None)
+    assert results["per_class_accuracy"] == pytest.approx(dict(zip(NAMES, recall, strict=True)))
+    assert results["test_accuracy_tta"] is None
+    assert (results["expected_calibration_error"], bins) == evaluate.calibration(probabilities, labels)
+
+
+def test_views_are_averaged(predictions):
+    probabilities, labels = predictions
+    views = torch.stack([probabilities, probabilities.roll(1, 0)])
+    results = evaluate.report(views, labels, NAMES)[0]
+    assert results["test_accuracy_tta"] == pytest.approx(100 * accuracy_score(labels, views.mean(0).argmax(-1)))
+    assert results["test_accuracy"] == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(-1)))
 
 
 def test_calibration_equals_its_definition(predictions):
@@ -61,15 +73,13 @@ def test_views_are_the_image_its_shifts_and_their_mirrors():
         assert torch.equal(mirrored, view.flip(-1))
 
 
-def test_predictions_keep_order_and_do_not_depend_on_the_batch():
-    images = torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8)
+def test_predictions_keep_order_over_batches():
+    images = torch.randint(0, 256, (1203, 3, 8, 8), dtype=torch.uint8)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-    whole = evaluate.predict(model, images, lambda x: x / 255, CPU, shift=1, batch=100)
-    parts = evaluate.predict(model, images, lambda x: x / 255, CPU, shift=1, batch=5)
-    assert whole.shape == (6, 23, 10)
-    torch.testing.assert_close(whole, parts)
-    torch.testing.assert_close(whole[0], model(images / 255).softmax(-1))
-    torch.testing.assert_close(whole.sum(-1), torch.ones(6, 23))
+    views = evaluate.predict(model, images, lambda x: x / 255, CPU, shift=1)
+    assert views.shape == (6, 1203, 10)
+    torch.testing.assert_close(views[0], model(images / 255).softmax(-1))
+    torch.testing.assert_close(views[1], model(images.flip(-1) / 255).softmax(-1))
 
 
 def test_most_confident_mistakes():
@@ -87,3 +97,7 @@ def test_accuracy_of_held_out_images_is_that_of_the_predictions():
     expected = accuracy_score(held_out.labels, model(prepare(held_out.images)).argmax(-1))
     assert evaluate.held_out_accuracy(model, held_out, prepare, compute) == pytest.approx(100 * expected)
     assert evaluate.held_out_accuracy(model, held_out.first(0), prepare, compute) is None
+
+
+def test_first_of_each_class():
+    assert evaluate.first_of_each_class(torch.tensor([3, 0, 3, 0, 5])) == [1, 0, 4]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("train_tiny.py")
 EPOCHS = 20  # twice as many as the kills below should reach, so that no change of speed lets a run end before its kill
 
