@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helpers.segment.sam2_masks import Segmenter
+from helpers.segment.sam2_image import Segmenter
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ENDLESS = 2**40  # frames

@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
-from test_sam2_masks import mini_config, shake
+from test_sam2_image import mini_config, shake
 
 from helpers.common.device import Compute
 from helpers.segment import sam2_video
-from helpers.segment.sam2_masks import Segmenter, load_sam2
+from helpers.segment.sam2_image import Segmenter, load_sam2
 from helpers.segment.sam2_video import VideoTracker
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")

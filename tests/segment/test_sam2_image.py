@@ -1,4 +1,4 @@
-"""segment/sam2_masks.py: against the package's own predictor at full size, and everything else on a miniature."""
+"""segment/sam2_image.py: against the package's own predictor at full size, and everything else on a miniature."""
 
 import warnings
 from pathlib import Path
@@ -15,8 +15,8 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from helpers.common.device import Compute
-from helpers.segment import sam2_masks
-from helpers.segment.sam2_masks import build_model, load_sam2
+from helpers.segment import sam2_image
+from helpers.segment.sam2_image import build_model, load_sam2
 from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
@@ -113,7 +113,7 @@ def test_masks_are_those_of_the_packages_predictor_at_full_size(released, monkey
             np.testing.assert_array_equal(scores, estimates.reshape(count))
     assert 0.02 < masks.mean() < 0.98 and all((masks[0] != mask).any() for mask in masks[1:])
 
-    monkeypatch.setattr(sam2_masks, "_MOST_BOXES", 3)  # 3 + 3 + 1
+    monkeypatch.setattr(sam2_image, "_MOST_BOXES", 3)  # 3 + 3 + 1
     chunked, estimates = segmenter.masks(boxes)
     assert (chunked != masks).mean() < 1e-3 and np.abs(estimates - scores).max() < 1e-4
     assert len(encodings) == 1
@@ -126,7 +126,7 @@ def test_size_and_version_are_read_from_the_tensors(version, letter, monkeypatch
     monkeypatch.setattr(torch, "linspace", lambda *args, **kwargs: real(*args, **{**kwargs, "device": "cpu"}))
     with torch.device("meta"):
         state = instantiate(config_of(version, letter)).state_dict()
-    file, name = sam2_masks._identify(state, Path("x.pt"))
+    file, name = sam2_image._identify(state, Path("x.pt"))
     assert file == f"{version}/{version}_hiera_{letter}.yaml"
     assert name.startswith("SAM 2.1 " if version == "sam2.1" else "SAM 2 ")
 
@@ -182,7 +182,7 @@ def test_large_images_are_decoded_in_smaller_chunks(mini, monkeypatch):
 
     monkeypatch.setattr(segmenter._predictor, "predict", predict)
     for pixels, wanted in ((50 * 70 * 4, [4, 2]), (50 * 70 - 1, [1] * 6)):
-        monkeypatch.setattr(sam2_masks, "_MOST_PIXELS", pixels)
+        monkeypatch.setattr(sam2_image, "_MOST_PIXELS", pixels)
         sizes.clear()
         masks, _ = segmenter.masks(boxes)
         assert sizes == wanted and (masks != expected).mean() < 1e-3
