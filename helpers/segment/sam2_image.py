@@ -9,10 +9,12 @@ Nothing is executed from a checkpoint or a configuration, and the package's comp
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,19 +23,17 @@ from torch import Tensor
 from helpers.common.device import Compute
 from helpers.common.files import load_plain
 from helpers.segment.hub import reason
+from helpers.segment.pretrained import fill
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# name: (letter in the package's configuration files, width and number of blocks of the image encoder)
-SIZES = {"tiny": ("t", 96, 12), "small": ("s", 96, 16), "base+": ("b+", 112, 24), "large": ("l", 144, 48)}
-CONFIG_FILE, TENSOR_FILE = "config.yaml", "model.safetensors"  # of a model of one's own, in a folder
-
+# (width, number of blocks) of the image encoder: (letter in the package's configuration files, name)
+SIZES = {(96, 12): ("t", "tiny"), (96, 16): ("s", "small"), (112, 24): ("b+", "base+"), (144, 48): ("l", "large")}
 EXPECTED = (
     "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), or a folder with "
-    f"{CONFIG_FILE} and {TENSOR_FILE}"
+    "config.yaml and model.safetensors"
 )
-
 # What sam2's own builders set for use after training: where the single mask of a prompt is not stable, the best of the
 # three ambiguous ones takes its place; and what a video's memory holds of a prompted frame is its mask as it is shown.
 _AFTER_TRAINING = {
@@ -94,19 +94,68 @@ def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
     from omegaconf import OmegaConf
 
     path = Path(weights).expanduser()
-    if path.is_dir():
-        config, state = _read_config(path / CONFIG_FILE), _read_safetensors(path / TENSOR_FILE)
-        name = f"SAM 2, {sum(tensor.numel() for tensor in state.values()) / 1e6:.1f} M parameters"
-    else:
-        state = _read_checkpoint(path)
-        file, name = _identify(state, path)
-        config = OmegaConf.merge(OmegaConf.load(_package_configs() / file).model, _AFTER_TRAINING)
+    config, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
     try:
-        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO), _recursive_=True)
-        _fill(model, state)
+        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO))
+        fill(model, state)
     except Exception as error:  # a configuration's mistakes surface as any type
         raise ValueError(f"{path} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
     return model.eval().requires_grad_(False), name
+
+
+def _read_checkpoint(path: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
+    """Configuration, tensors and name of a released model."""
+    from omegaconf import OmegaConf
+
+    content = load_plain(path, f". {EXPECTED}.")
+    state = content.get("model") if isinstance(content, dict) else None
+    state = state if isinstance(state, dict) else {}
+    width = len(state.get("image_encoder.trunk.patch_embed.proj.weight", ()))
+    blocks = len({key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")})
+    if (width, blocks) not in SIZES:
+        raise ValueError(
+            f"{path} is another model's: a SAM 2 of width {width} and {blocks} blocks is none. {EXPECTED}."
+        )
+    letter, size = SIZES[width, blocks]
+    version = "2.1" if "no_obj_embed_spatial" in state else "2"
+    config = _package_config(f"sam{version}/sam{version}_hiera_{letter}.yaml")
+    return OmegaConf.merge(config, _AFTER_TRAINING), state, f"SAM {version} Hiera {size}"
+
+
+def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
+    """Configuration, tensors and name of a model of one's own.
+
+    What a configuration names gets called, and by way of a module's imports a name below `sam2.` reaches everything
+    (`sam2.build_sam.os.system`): so it may name the classes of the package's own configurations alone. Nor may it give
+    the image encoder a file, which would be unpickled.
+    """
+    from omegaconf import OmegaConf
+    from safetensors.torch import load_file
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model, resolve=True)
+        state = load_file(folder / "model.safetensors")
+    except Exception as error:  # of YAML, of OmegaConf, of safetensors, of the disk
+        raise ValueError(f"{folder} cannot be read as SAM 2: {reason(error)}. {EXPECTED}.") from error
+    known = OmegaConf.to_container(_package_config("sam2.1/sam2.1_hiera_t.yaml"))
+    strange = set(_called(config)) - set(_called(known))
+    if strange:
+        raise ValueError(f"{folder}/config.yaml names {min(strange)}, which is no part of SAM 2. {EXPECTED}.")
+    count = sum(tensor.numel() for tensor in state.values())
+    return OmegaConf.create(config), state, f"SAM 2, {count / 1e6:.1f} M parameters"
+
+
+def _called(config: dict) -> list[str]:
+    """What a configuration has called, at any depth, and arguments that are no part of the package's own."""
+    text = json.dumps(config)
+    return re.findall(r'"_target_": ([^,}]*)', text) + re.findall(r'"(?:weights_path|_args_)": [^,}]*', text)
+
+
+def _package_config(name: str) -> DictConfig:
+    import sam2
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(Path(sam2.__file__).parent / "configs" / name).model
 
 
 class Segmenter:
@@ -122,13 +171,9 @@ class Segmenter:
             self._predictor = SAM2ImagePredictor(model)
         # the predictor has these fixed for images of 1024 pixels
         self._predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]
-        self._size: tuple[int, int] | None = None
 
     def set_image(self, image: np.ndarray) -> None:
-        """Encode `image`, uint8 RGB [H, W, 3] of any size; raises `ValueError` for any other array."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
-        self._size = None
+        """Encode `image`, uint8 RGB [H, W, 3] of any size."""
         with self.compute.autocast():
             self._predictor.set_image(np.require(image, requirements=["C", "W"]))
         self._size = image.shape[:2]
@@ -138,16 +183,9 @@ class Segmenter:
 
         `boxes` [N, 4] are (x0, y0, x1, y1) in pixels of the image; what lies outside of it is cut off first. The boxes
         go through the decoder in chunks: beside the result, which takes N * H * W bytes, memory does not grow with N.
-        Raises `ValueError` for boxes of another shape or not finite, `RuntimeError` before `set_image`.
         """
-        if self._size is None:
-            raise RuntimeError("no image yet: call set_image(image) before masks(boxes)")
-        boxes = np.asarray(boxes, np.float32)
-        boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-            raise ValueError(f"boxes {list(boxes.shape)}: expected finite numbers [N, 4]: x0, y0, x1, y1 in pixels")
         height, width = self._size
-        boxes = boxes.clip(0, np.float32([width, height, width, height]))
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.float32([width, height, width, height]))
         masks, scores = np.empty((len(boxes), height, width), bool), np.empty(len(boxes), np.float32)
         step = max(1, min(_MOST_BOXES, _MOST_PIXELS // (height * width)))
         for start in range(0, len(boxes), step):
@@ -157,81 +195,3 @@ class Segmenter:
             masks[chunk] = found.reshape(-1, height, width)  # [1, H, W] for one box, [n, 1, H, W] for more
             scores[chunk] = estimates.reshape(-1)
         return masks, scores
-
-
-def _package_configs() -> Path:
-    import sam2
-
-    return Path(sam2.__file__).parent / "configs"
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    content = load_plain(path, f". {EXPECTED}.")
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} has no tensors under 'model'. {EXPECTED}.")
-    return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}. {EXPECTED}.") from error
-
-
-def _read_config(path: Path) -> DictConfig:
-    """The `model` of a configuration like the package's. It may name the same classes as those, and nothing else: what
-    is named gets called."""
-    from omegaconf import OmegaConf
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
-    except Exception as error:  # of YAML, of OmegaConf, of the encoding, of the disk
-        raise ValueError(f"{path} is no configuration of SAM 2: {reason(error)}. {EXPECTED}.") from error
-    known = OmegaConf.load(_package_configs() / "sam2.1/sam2.1_hiera_t.yaml").model
-    strange = set(_named("_target_", config)) - set(_named("_target_", OmegaConf.to_container(known)))
-    strange |= set(_named("weights_path", config))  # a file that the image encoder would unpickle
-    if strange:
-        raise ValueError(f"{path} names {', '.join(sorted(strange))}, which is no part of SAM 2. {EXPECTED}.")
-    return OmegaConf.create(config)
-
-
-def _named(key: str, node: Any) -> Iterator[str]:
-    """Every value under `key` in nested containers."""
-    if isinstance(node, dict):
-        if key in node:
-            yield str(node[key])
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from _named(key, value)
-
-
-def _identify(state: dict[str, Tensor], path: Path) -> tuple[str, str]:
-    """(configuration file inside the package, name) of the released model that has these tensors."""
-    patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
-    blocks = {key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")}
-    version = "2.1" if "no_obj_embed_spatial" in state else "2"
-    for size, (letter, width, depth) in SIZES.items():
-        if patches is not None and (len(patches), len(blocks)) == (width, depth):
-            return f"sam{version}/sam{version}_hiera_{letter}.yaml", f"SAM {version} Hiera {size}"
-    if patches is None:
-        raise ValueError(f"{path} is another model's; its first tensors: {', '.join(list(state)[:3])}. {EXPECTED}.")
-    raise ValueError(f"{path}: a SAM 2 of width {len(patches)} and {len(blocks)} blocks is none of {', '.join(SIZES)}.")
-
-
-def _fill(model: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    own = {key: list(value.shape) for key, value in model.state_dict().items()}
-    given = {key: list(value.shape) for key, value in state.items()}
-    wrong = [f"it lacks {key}" for key in own.keys() - given.keys()]
-    wrong += [f"it also has {key}" for key in given.keys() - own.keys()]
-    wrong += [
-        f"{key} is {given[key]} instead of {own[key]}" for key in own.keys() & given.keys() if given[key] != own[key]
-    ]
-    if wrong:
-        raise ValueError(f"{min(wrong)} ({len(wrong)} such tensors)")
-    model.load_state_dict(state)
