@@ -37,7 +37,7 @@ PATCH_EMBED = "backbone.0.patch_embed.proj.weight"
 # In the authors' files, but of use in training only, or built by the code.
 UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")
 PORTS = ("grounding-dino",)  # model_type in the config.json of folders for transformers
-# Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others would go unnoticed.
+# Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others go unnoticed.
 SPECIAL_TOKENS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 
 EXPECTED = (
@@ -124,13 +124,13 @@ def load(weights: Path | str, bert: Path | str | None, compute: Compute) -> Grou
     if path.is_dir():
         return _load_port(path, compute)
     if path.is_file():
-        return _load_original(path, Path(bert).expanduser(), compute)
+        return _load_original(path, bert, compute)
     raise FileNotFoundError(f"{weights}: no such file or folder. {EXPECTED}.")
 
 
 def _check_vocabulary(tokenizer: Any, rows: int, folder: Path) -> None:
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
-    if len(tokenizer) > rows or ids != list(SPECIAL_TOKENS.values()):
+    if len(tokenizer) != rows or ids != list(SPECIAL_TOKENS.values()):
         raise ValueError(
             f"{folder}: its vocabulary has {len(tokenizer)} tokens and numbers {' '.join(SPECIAL_TOKENS)} as {ids}, "
             f"and GroundingDINO needs that of bert-base-uncased: {rows} tokens and {list(SPECIAL_TOKENS.values())}"
@@ -140,7 +140,7 @@ def _check_vocabulary(tokenizer: Any, rows: int, folder: Path) -> None:
 # --- groundingdino-py -------------------------------------------------------------------------------------------------
 
 
-def _load_original(weights: Path, bert: Path, compute: Compute) -> GroundingDino:
+def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> GroundingDino:
     from transformers import BertConfig, BertTokenizerFast
 
     content = load_plain(weights, f". {EXPECTED}.")
@@ -151,7 +151,7 @@ def _load_original(weights: Path, bert: Path, compute: Compute) -> GroundingDino
     if channels not in VARIANTS:
         raise ValueError(f"{weights} is another model's checkpoint. {EXPECTED}.")
     settings, variant = VARIANTS[channels]
-
+    bert = Path(bert_path).expanduser()
     # transformers would make a tokenizer without words where there are none
     if not any((bert / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise FileNotFoundError(f"{bert} holds no vocab.txt or tokenizer.json: set bert_path to bert-base-uncased's")
@@ -160,7 +160,7 @@ def _load_original(weights: Path, bert: Path, compute: Compute) -> GroundingDino
     bert_config = BertConfig.from_pretrained(bert, local_files_only=True) if has_config else BertConfig()
     _check_vocabulary(tokenizer, bert_config.vocab_size, bert)
 
-    model = _build_original(settings, tokenizer, bert_config)
+    model = build_original(settings, tokenizer, bert_config)
     try:
         fill(model, state)
     except ValueError as error:
@@ -186,7 +186,7 @@ def _load_original(weights: Path, bert: Path, compute: Compute) -> GroundingDino
     )
 
 
-def _build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module:
+def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module:
     """The package's model with random weights, by its module `settings`; it fetches nothing."""
     from transformers import BertModel
 

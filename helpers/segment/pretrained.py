@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from helpers.segment.hub import model_type, quiet_transformers, reason
@@ -46,15 +47,14 @@ def load_pretrained(folder: Path, model_types: Sequence[str], expected: str, mod
 def _misfits(model: nn.Module, report: dict, folder: Path) -> set[str]:
     """Names of the tensors that were not loaded as they are in the folder's files.
 
-    Some versions of transformers leave tensors out without a word, or load one in the place of several that they take
-    for shared, so the numbers are compared, too, where a name has stayed the same.
+    transformers only warns of tensors that it leaves out, and some of its versions load one in the place of several
+    that they take for shared; so the numbers are compared, too, where a name has stayed the same.
     """
-    from safetensors import safe_open
-
+    state, modules = model.state_dict(), dict(model.named_modules())
     # transformers 4 lists names, 5 tuples of name and shapes
-    names = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-    names |= {*report["missing_keys"], *report["unexpected_keys"]}
-    state = model.state_dict()
+    names = {*report["missing_keys"]} | {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    # a module that the model has would work without them: another variant; whole modules of training are left in files
+    names |= {key for key in report["unexpected_keys"] if key.rpartition(".")[0] in modules}
     single = folder / "model.safetensors"
     for path in [single] if single.is_file() else folder.glob("model-*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -140,7 +140,9 @@ def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
     known = OmegaConf.to_container(_package_config("sam2.1/sam2.1_hiera_t.yaml"))
     strange = set(_called(config)) - set(_called(known))
     if strange:
-        raise ValueError(f"{folder}/config.yaml names {min(strange)}, which is no part of SAM 2. {EXPECTED}.")
+        raise ValueError(
+            f"{folder}/config.yaml names {', '.join(sorted(strange))}, which is no part of SAM 2. {EXPECTED}."
+        )
     count = sum(tensor.numel() for tensor in state.values())
     return OmegaConf.create(config), state, f"SAM 2, {count / 1e6:.1f} M parameters"
 
