@@ -30,10 +30,8 @@ _MOST_PHRASES = 16  # decoded at once: about 15 MB each at 352 x 352
 
 
 def load_clipseg(weights: str | Path, compute: Compute) -> ClipSeg:
-    """CLIPSeg on `compute`; `weights` is a folder of transformers' layout.
-
-    Raises `ValueError` where there is no such folder, and for one that is incomplete, broken or another model's.
-    """
+    """CLIPSeg on `compute`, from a folder of transformers' layout; `ValueError` for one that is absent, incomplete,
+    broken or another model's."""
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     folder = Path(weights).expanduser()

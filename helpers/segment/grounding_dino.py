@@ -10,11 +10,10 @@ thousandth of 0 or of the whole image: there groundingdino-py cuts logits off, t
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_Swin
 PATCH_EMBED = "backbone.0.patch_embed.proj.weight"
 # In the authors' files, but of use in training only, or built by the code.
 UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation: what both packages take
 PORTS = ("grounding-dino",)  # model_type in the config.json of folders for transformers
 # Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others go unnoticed.
 SPECIAL_TOKENS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
@@ -60,8 +60,6 @@ class GroundingDino:
     tokenizer: Any
     max_tokens: int
     size: dict[str, int]
-    mean: Sequence[float]
-    std: Sequence[float]
     strides: list[int]
     num_queries: int
     compute: Compute
@@ -82,13 +80,11 @@ class GroundingDino:
         return logits[:, :tokens].float().cpu().sigmoid(), clip_boxes_to_image(boxes, (height, width))
 
     def preprocess(self, image: np.ndarray) -> Tensor:
-        """Resize `image`, uint8 [H, W, 3], as Pillow does, and normalise it: float32 [1, 3, h, w].
-
-        The resizing comes first, on bytes: the floats of a 60-megapixel image would fill 720 MB.
-        """
+        """Resize `image`, uint8 [H, W, 3], as Pillow does, and normalise it: float32 [1, 3, h, w]."""
+        # resized first, as bytes: the floats of a 60-megapixel image would fill 720 MB
         height, width = resized_shape(*image.shape[:2], self.size, self.strides, self.num_queries)
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return normalize(to_tensor(resized), self.mean, self.std)[None]
+        return normalize(to_tensor(resized), *IMAGENET)[None]
 
 
 def resized_shape(
@@ -137,10 +133,8 @@ def _check_vocabulary(tokenizer: Any, rows: int, folder: Path) -> None:
         )
 
 
-# --- groundingdino-py -------------------------------------------------------------------------------------------------
-
-
 def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> GroundingDino:
+    """By groundingdino-py."""
     from transformers import BertConfig, BertTokenizerFast
 
     content = load_plain(weights, f". {EXPECTED}.")
@@ -156,8 +150,8 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
     if not any((bert / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise FileNotFoundError(f"{bert} holds no vocab.txt or tokenizer.json: set bert_path to bert-base-uncased's")
     tokenizer = BertTokenizerFast.from_pretrained(bert, local_files_only=True)
-    has_config = (bert / "config.json").is_file()
-    bert_config = BertConfig.from_pretrained(bert, local_files_only=True) if has_config else BertConfig()
+    config = bert / "config.json"
+    bert_config = BertConfig.from_json_file(config) if config.is_file() else BertConfig()  # bert-base-uncased's
     _check_vocabulary(tokenizer, bert_config.vocab_size, bert)
 
     model = build_original(settings, tokenizer, bert_config)
@@ -168,7 +162,8 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
     model = model.to(compute.device).eval().requires_grad_(False)
 
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package is of an earlier torch
             output = model(pixels, captions=[caption])
         return output["pred_logits"][0], output["pred_boxes"][0]
 
@@ -178,8 +173,6 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
         tokenizer=tokenizer,
         max_tokens=model.max_text_len,
         size={"shortest_edge": 800, "longest_edge": 1333},
-        mean=[0.485, 0.456, 0.406],
-        std=[0.229, 0.224, 0.225],
         strides=[8, 16, 32, 64],
         num_queries=model.num_queries,
         compute=compute,
@@ -190,7 +183,8 @@ def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module
     """The package's model with random weights, by its module `settings`; it fetches nothing."""
     from transformers import BertModel
 
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         package = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
         values = vars(importlib.import_module(f"groundingdino.config.{settings}"))
         args = types.SimpleNamespace(**{name: value for name, value in values.items() if not name.startswith("__")})
@@ -232,18 +226,8 @@ class TextEncoder(nn.Module):
         return {"last_hidden_state": self.encoder(hidden, attention_mask=mask)[0]}
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the package's deprecation warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-# --- transformers -----------------------------------------------------------------------------------------------------
-
-
 def _load_port(folder: Path, compute: Compute) -> GroundingDino:
+    """By transformers."""
     from transformers import AutoModelForZeroShotObjectDetection, BertTokenizerFast, GroundingDinoImageProcessor
 
     classes = AutoModelForZeroShotObjectDetection, BertTokenizerFast, GroundingDinoImageProcessor
@@ -264,8 +248,6 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
         tokenizer=tokenizer,
         max_tokens=min(config.max_text_len, config.text_config.max_position_embeddings),
         size=dict(image_processor.size),
-        mean=image_processor.image_mean,
-        std=image_processor.image_std,
         strides=strides,
         num_queries=config.num_queries,
         compute=compute,

@@ -51,9 +51,10 @@ _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's
 
 
 def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> Segmenter:
-    """SAM 2 on `compute`, ready for images, and for videos with `segment.sam2_video`; `weights` as in `build_model`,
-    which also says what it raises. With `compile` the image encoder goes through `torch.compile`, which takes minutes
-    and pays on a GPU after hundreds of frames."""
+    """SAM 2 on `compute`, for images, and for videos with `segment.sam2_video`; weights and errors as in `build_model`.
+
+    With `compile` the image encoder goes through `torch.compile`: it takes minutes, and pays after hundreds of frames.
+    """
     model, name = build_model(weights)
     model = model.to(compute.device)
     if compile:
@@ -80,15 +81,11 @@ def _compile_encoder(model: torch.nn.Module, compute: Compute) -> None:
 
 
 def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
-    """The model (on the CPU, in evaluation mode, without gradients) and its name.
+    """The package's video predictor, which serves images as well (on the CPU, without gradients), and its name.
 
-    `weights`: a released checkpoint, whose size and version are read from its tensors, or a folder with `config.yaml`
-    and `model.safetensors`. A released model is set up as by sam2's own builders, a folder's as its configuration says.
-    It is the package's video predictor, which serves images as well. Only the filling of holes, which its builders turn
-    on for videos, is left out: it needs the compiled extension.
-
-    Raises `FileNotFoundError` where there is no such file, and `ValueError` for what is incomplete, broken or another
-    model's.
+    `weights`: a released checkpoint, which is set up as by sam2's own builders (but for the filling of holes in videos,
+    which needs the compiled extension), or a folder with `config.yaml` and `model.safetensors`. Raises
+    `FileNotFoundError` where there is no such file, and `ValueError` for one that is broken or another model's.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -138,8 +135,7 @@ def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
     except Exception as error:  # of YAML, of OmegaConf, of safetensors, of the disk
         raise ValueError(f"{folder} cannot be read as SAM 2: {reason(error)}. {EXPECTED}.") from error
     known = OmegaConf.to_container(_package_config("sam2.1/sam2.1_hiera_t.yaml"))
-    strange = set(_called(config)) - set(_called(known))
-    if strange:
+    if strange := _called(config) - _called(known):
         raise ValueError(
             f"{folder}/config.yaml names {', '.join(sorted(strange))}, which is no part of SAM 2. {EXPECTED}."
         )
@@ -147,10 +143,9 @@ def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
     return OmegaConf.create(config), state, f"SAM 2, {count / 1e6:.1f} M parameters"
 
 
-def _called(config: dict) -> list[str]:
-    """What a configuration has called, at any depth, and arguments that are no part of the package's own."""
-    text = json.dumps(config)
-    return re.findall(r'"_target_": ([^,}]*)', text) + re.findall(r'"(?:weights_path|_args_)": [^,}]*', text)
+def _called(config: dict) -> set[str]:
+    """What a configuration has called, at any depth, and the arguments that could name a file."""
+    return set(re.findall(r'"(?:_target_|_args_|weights_path)": [^,}]*', json.dumps(config)))
 
 
 def _package_config(name: str) -> DictConfig:

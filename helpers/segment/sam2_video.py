@@ -31,7 +31,6 @@ class VideoTracker:
     """The objects of one video. Frames are shown one after the other, in either direction; on each of them objects can
     be added, and all are tracked.
 
-    segmenter: SAM 2 as `load_sam2` returns it; its model is shared, not copied.
     height, width: of the frames, in pixels. frames: how many there are; SAM 2 scales time by it where there are few.
     """
 
@@ -137,10 +136,8 @@ class _ShownFrame:
 
 def _fresh_state(images: _ShownFrame, frames: int, height: int, width: int, device: torch.device) -> dict:
     """The package's own state (`SAM2VideoPredictor.init_state`), which would read a video from a file."""
-    per_object = (
-        "point_inputs_per_obj", "mask_inputs_per_obj", "cached_features", "constants", "obj_id_to_idx", "obj_idx_to_id",
-        "output_dict_per_obj", "temp_output_dict_per_obj", "frames_tracked_per_obj",
-    )  # fmt: skip
+    empty = """point_inputs_per_obj mask_inputs_per_obj cached_features constants obj_id_to_idx obj_idx_to_id
+        output_dict_per_obj temp_output_dict_per_obj frames_tracked_per_obj"""
     return {
         "images": images,
         "num_frames": frames,
@@ -151,5 +148,5 @@ def _fresh_state(images: _ShownFrame, frames: int, height: int, width: int, devi
         "device": device,
         "storage_device": device,
         "obj_ids": [],
-        **{name: {} for name in per_object},
+        **{name: {} for name in empty.split()},
     }

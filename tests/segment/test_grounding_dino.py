@@ -124,15 +124,16 @@ def both_ways(variant, folder, bert=None, **layers):
 
     settings, swin = SWINS[variant]
     bert_config = BertConfig(**bert or {})
-    bert_config.save_pretrained(folder)
-    write_vocabulary(folder, bert_config.vocab_size)
+    bert_config.save_pretrained(folder / "bert")
+    for place in (folder, folder / "bert"):
+        write_vocabulary(place, bert_config.vocab_size)
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
-    model = randomised(build_original(settings, tokenizer, bert_config), step=0.1 if layers else 0.01)
+    model = randomised(build_original(settings, tokenizer, bert_config), step=0.05 if layers else 0.01)
     state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     del model
     extra = {"label_enc.weight": torch.zeros(2, 3), "bert.embeddings.position_ids": torch.arange(512)[None]}
     torch.save({"model": {f"module.{key}": value for key, value in {**state, **extra}.items()}}, folder / "swin.pth")
-    yield small(load(folder / "swin.pth", folder, CPU))
+    yield small(load(folder / "swin.pth", folder / "bert", CPU))
 
     heads = [swin["embed_dim"] * 2**stage // 32 for stage in range(4)]
     backbone = SwinConfig(**swin, num_heads=heads, out_indices=[2, 3, 4])
@@ -199,7 +200,7 @@ def predict(detector):
     return detector.network(detector.preprocess(random_image(256, 320)), CAPTION)
 
 
-def check_agreement(detectors, same_ties, queries=900):
+def check_agreement(detectors, same_ties, queries=900, spread=0.03):
     (logits, boxes), (port_logits, port_boxes) = map(predict, detectors)
     assert len(same_ties) == 1 and same_ties[0].shape == (1, queries)
     torch.testing.assert_close(port_logits, logits, atol=1e-3, rtol=0)
@@ -208,7 +209,7 @@ def check_agreement(detectors, same_ties, queries=900):
     assert logits.shape == (queries, 256) and logits[:, tokens:].isneginf().all()
     # what is compared is not all the same
     assert logits[:, :tokens].std(0).min() > 0.5 and logits[:, :tokens].std(1).median() > 0.5
-    assert boxes.std(0).min() > 0.03 and boxes.min() > 1e-3 and boxes.max() < 1 - 1e-3
+    assert boxes.std(0).min() > spread and boxes.min() > 1e-3 and boxes.max() < 1 - 1e-3
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_both_packages_agree_at_full_size(tmp_path, same_ties, variant):
 
 
 def test_both_packages_agree(pair, same_ties):
-    check_agreement(pair, same_ties, queries=50)
+    check_agreement(pair, same_ties, queries=50, spread=0.004)
     assert pair[0].name == "GroundingDINO Swin-T (swin.pth, groundingdino-py)"
 
 
@@ -630,7 +631,7 @@ def test_a_checkpoint_of_other_tensors(original_file, pair, tmp_path, key, value
     with pytest.raises(
         ValueError, match=rf"some\.pth does not fit GroundingDINO Swin-T: {message}.*swint_ogc"
     ) as caught:
-        load(tmp_path / "some.pth", original_file.parent, CPU)
+        load(tmp_path / "some.pth", original_file.parent / "bert", CPU)
     (tmp_path / "some.pth").unlink()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
