@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_Swin
 PATCH_EMBED = "backbone.0.patch_embed.proj.weight"
 # In the authors' files, but of use in training only, or built by the code.
 UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation: what both packages take
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the authors' pixels
 PORTS = ("grounding-dino",)  # model_type in the config.json of folders for transformers
 # Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others go unnoticed.
 SPECIAL_TOKENS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
@@ -46,7 +46,7 @@ EXPECTED = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GroundingDino:
     """Boxes for what a caption names.
 
@@ -60,6 +60,7 @@ class GroundingDino:
     tokenizer: Any
     max_tokens: int
     size: dict[str, int]
+    mean_std: tuple[Sequence[float], Sequence[float]]  # of the pixels in [0, 1], by channel
     strides: list[int]
     num_queries: int
     compute: Compute
@@ -84,7 +85,7 @@ class GroundingDino:
         # resized first, as bytes: the floats of a 60-megapixel image would fill 720 MB
         height, width = resized_shape(*image.shape[:2], self.size, self.strides, self.num_queries)
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return normalize(to_tensor(resized), *IMAGENET)[None]
+        return normalize(to_tensor(resized), *self.mean_std)[None]
 
 
 def resized_shape(
@@ -153,7 +154,6 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
     config = bert / "config.json"
     bert_config = BertConfig.from_json_file(config) if config.is_file() else BertConfig()  # bert-base-uncased's
     _check_vocabulary(tokenizer, bert_config.vocab_size, bert)
-
     model = build_original(settings, tokenizer, bert_config)
     try:
         fill(model, state)
@@ -173,6 +173,7 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
         tokenizer=tokenizer,
         max_tokens=model.max_text_len,
         size={"shortest_edge": 800, "longest_edge": 1333},
+        mean_std=IMAGENET,
         strides=[8, 16, 32, 64],
         num_queries=model.num_queries,
         compute=compute,
@@ -189,14 +190,12 @@ def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module
         values = vars(importlib.import_module(f"groundingdino.config.{settings}"))
         args = types.SimpleNamespace(**{name: value for name, value in values.items() if not name.startswith("__")})
         args.use_checkpoint = args.use_transformer_ckpt = False  # saves memory in training only
-        # The package takes its text encoder from these two names: they are other ones while the model is built.
-        before = package.BertModelWarper, package.get_tokenlizer
-        package.BertModelWarper, package.get_tokenlizer = (
-            TextEncoder,
-            types.SimpleNamespace(
-                get_tokenlizer=lambda _: tokenizer, get_pretrained_language_model=lambda _: BertModel(bert_config)
-            ),
+        loaders = types.SimpleNamespace(
+            get_tokenlizer=lambda _: tokenizer, get_pretrained_language_model=lambda _: BertModel(bert_config)
         )
+        # the package takes its text encoder from these two names: they are other ones while the model is built
+        before = package.BertModelWarper, package.get_tokenlizer
+        package.BertModelWarper, package.get_tokenlizer = TextEncoder, loaders
         try:
             return package.build_groundingdino(args)
         finally:
@@ -248,6 +247,7 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
         tokenizer=tokenizer,
         max_tokens=min(config.max_text_len, config.text_config.max_position_embeddings),
         size=dict(image_processor.size),
+        mean_std=(image_processor.image_mean, image_processor.image_std),
         strides=strides,
         num_queries=config.num_queries,
         compute=compute,

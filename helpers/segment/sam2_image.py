@@ -110,9 +110,7 @@ def _read_checkpoint(path: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
     width = len(state.get("image_encoder.trunk.patch_embed.proj.weight", ()))
     blocks = len({key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")})
     if (width, blocks) not in SIZES:
-        raise ValueError(
-            f"{path} is another model's: a SAM 2 of width {width} and {blocks} blocks is none. {EXPECTED}."
-        )
+        raise ValueError(f"{path} is another model's: {blocks} blocks of image_encoder, width {width}. {EXPECTED}.")
     letter, size = SIZES[width, blocks]
     version = "2.1" if "no_obj_embed_spatial" in state else "2"
     config = _package_config(f"sam{version}/sam{version}_hiera_{letter}.yaml")
@@ -135,10 +133,8 @@ def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
     except Exception as error:  # of YAML, of OmegaConf, of safetensors, of the disk
         raise ValueError(f"{folder} cannot be read as SAM 2: {reason(error)}. {EXPECTED}.") from error
     known = OmegaConf.to_container(_package_config("sam2.1/sam2.1_hiera_t.yaml"))
-    if strange := _called(config) - _called(known):
-        raise ValueError(
-            f"{folder}/config.yaml names {', '.join(sorted(strange))}, which is no part of SAM 2. {EXPECTED}."
-        )
+    if strange := ", ".join(sorted(_called(config) - _called(known))):
+        raise ValueError(f"{folder}/config.yaml names {strange}, which is no part of SAM 2. {EXPECTED}.")
     count = sum(tensor.numel() for tensor in state.values())
     return OmegaConf.create(config), state, f"SAM 2, {count / 1e6:.1f} M parameters"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_prompts import write_vocabulary
 
 from helpers.common.device import Compute
-from helpers.segment.grounding_dino import PATCH_EMBED, TextEncoder, build_original, load, resized_shape
+from helpers.segment.grounding_dino import PATCH_EMBED, build_original, load, resized_shape
 from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
@@ -319,85 +319,6 @@ def test_sixty_megapixels(tiny):
     assert detector.preprocess(image).shape == (1, 3, 64, 106)
     scores, boxes = detector.forward(image, "cat .")
     assert scores.shape == (10, 4) and boxes[:, 2].max() > 1000  # pixels of the image given
-
-
-# --- the shim ---------------------------------------------------------------------------------------------------------
-
-
-def written_out_bert(state, ids, positions, may_look, layers, heads):
-    """BERT by its formulas (Devlin et al. 2019; Vaswani et al. 2017), each token looking where `may_look` allows."""
-
-    def linear(name, x):
-        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-    def norm(name, x):
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-12).sqrt()
-        return x * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-    table = "embeddings.{}_embeddings.weight".format
-    x = state[table("word")][ids] + state[table("position")][positions] + state[table("token_type")][0]
-    x = norm("embeddings.LayerNorm", x)  # [B, T, D]
-    for layer in range(layers):
-        block = f"encoder.layer.{layer}."
-        split = [linear(f"{block}attention.self.{part}", x).chunk(heads, -1) for part in ("query", "key", "value")]
-        mixed = []
-        for query, key, value in zip(*split, strict=True):  # each head [B, T, D / heads]
-            logits = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-            weights = torch.where(may_look, logits.exp(), 0.0)
-            mixed.append(weights / weights.sum(-1, keepdim=True) @ value)
-        x = norm(
-            f"{block}attention.output.LayerNorm", x + linear(f"{block}attention.output.dense", torch.cat(mixed, -1))
-        )
-        inner = linear(f"{block}intermediate.dense", x)
-        inner = inner * (1 + torch.erf(inner / 2**0.5)) / 2
-        x = norm(f"{block}output.LayerNorm", x + linear(f"{block}output.dense", inner))
-    return x
-
-
-@pytest.fixture(params=["eager", "sdpa"])
-def bert(request):
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
-    config._attn_implementation = request.param
-    return randomised(BertModel(config)).eval()
-
-
-@torch.no_grad()
-def test_text_encoder_is_bert_phrase_by_phrase(bert):
-    ids = torch.tensor([[1, 10, 11, 3, 12, 13, 14, 3, 2], [1, 20, 3, 21, 22, 23, 24, 3, 2]])
-    phrases = torch.tensor([[0, 1, 1, 1, 2, 2, 2, 2, 3], [0, 1, 1, 2, 2, 2, 2, 2, 3]])
-    positions = torch.tensor([[0, 0, 1, 2, 0, 1, 2, 3, 0], [0, 0, 1, 0, 1, 2, 3, 4, 0]])
-    may_look = phrases[:, :, None] == phrases[:, None]
-    encoder = TextEncoder(bert)
-    output = encoder(ids, may_look, positions, torch.zeros_like(ids))["last_hidden_state"]
-    expected = written_out_bert(bert.state_dict(), ids, positions, may_look, layers=3, heads=4)
-    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
-    everywhere = written_out_bert(bert.state_dict(), ids, positions, torch.ones_like(may_look), layers=3, heads=4)
-    assert (output - everywhere).abs().max() > 0.1  # the mask has an effect
-    assert encoder.state_dict().keys() == bert.state_dict().keys()
-    assert encoder.config.hidden_size == 24
-
-
-@pytest.mark.filterwarnings("ignore:The `device` argument:FutureWarning")
-@torch.no_grad()
-def test_text_encoder_equals_what_it_stands_in_for(bert):
-    from groundingdino.models.GroundingDINO.bertwarper import BertModelWarper
-
-    try:
-        theirs = BertModelWarper(bert)
-    except AttributeError:
-        pytest.skip("the package's own does not run under transformers 5")
-    may_look = torch.eye(6, dtype=torch.bool)[None]
-    may_look[0, 1:3, 1:3] = may_look[0, 3:5, 3:5] = True
-    inputs = {
-        "input_ids": torch.tensor([[1, 10, 3, 11, 3, 2]]),
-        "attention_mask": may_look,
-        "position_ids": torch.tensor([[0, 0, 1, 0, 1, 0]]),
-        "token_type_ids": torch.zeros(1, 6, dtype=torch.int64),
-    }
-    ours = TextEncoder(bert)(**inputs)["last_hidden_state"]
-    torch.testing.assert_close(ours, theirs(**inputs)["last_hidden_state"], atol=1e-6, rtol=0)
 
 
 def test_the_package_is_left_as_it_was(pair):
