@@ -22,7 +22,8 @@ vit       q1's
 segment   q2's
   prompts        text to phrases, and to GroundingDINO's captions
   weights, hub   which models are used, and where they are found
-  grounding_dino, sam2_masks, sam2_video, clipseg    the models
+  grounding_dino, sam2_image, sam2_video, clipseg    the models
+  pretrained     trained tensors into models, all of them
   detections     the record of one object; masks compared
   association    which detection of a video is which object
   images, video, examples    files in, and something to try

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import nbload
 from helpers.common import device, environment
 from helpers.common.boxes import mask_box
-from helpers.segment import clipseg, grounding_dino, sam2_masks
+from helpers.segment import clipseg, grounding_dino, sam2_image
 from helpers.shapes.synthetic import (
     COLOURS,
     MIN_DIAMETER,
@@ -50,7 +50,7 @@ def load_tiny(q2, compute: device.Compute, tiny: Path = ROOT / "assets" / "tiny"
     """The embedded models, as the notebook holds them."""
     return q2.Models(
         grounding_dino.load(tiny / "groundingdino", None, compute),
-        sam2_masks.load_sam2(tiny / "sam2", compute),
+        sam2_image.load_sam2(tiny / "sam2", compute),
         clipseg.load_clipseg(tiny / "clipseg", compute),
         compute,
     )

@@ -12,16 +12,16 @@ let go; its masks are those of the package, bit for bit.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterator, Sequence
-from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from helpers.segment.sam2_masks import Segmenter
+from helpers.segment.sam2_image import Segmenter
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ENDLESS = 2**40  # frames
@@ -31,35 +31,31 @@ class VideoTracker:
     """The objects of one video. Frames are shown one after the other, in either direction; on each of them objects can
     be added, and all are tracked.
 
-    segmenter: SAM 2 as `load_sam2` returns it; its model is shared, not copied.
     height, width: of the frames, in pixels. frames: how many there are; SAM 2 scales time by it where there are few.
     """
 
     def __init__(self, segmenter: Segmenter, height: int, width: int, frames: int) -> None:
+        from sam2 import sam2_video_predictor
+
+        # The package's progress bar would count to the end of a video of unknown length: it is off from here on.
+        sam2_video_predictor.tqdm = functools.partial(tqdm, disable=True)
         self._model, self._compute = segmenter.model, segmenter.compute
-        self._size = (height, width)
         pointers = self._model.max_obj_ptrs_in_encoder
         self._reach = max(pointers, self._model.num_maskmem * self._model.memory_temporal_stride_for_eval)
         self._shown = _ShownFrame()
-        self._state = _fresh_state(
-            self._shown, frames if frames < pointers else _ENDLESS, height, width, segmenter.compute.device
-        )
+        frames = frames if frames < pointers else _ENDLESS
+        self._state = _fresh_state(self._shown, frames, height, width, segmenter.compute.device)
         self._walk: Iterator | None = None
         self._backwards = False
 
     @property
     def numbers(self) -> list[int]:
-        """Of the objects, as they were added."""
+        """Object numbers, in the order they were added."""
         return list(self._state["obj_ids"])
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """`image` (uint8 RGB [H, W, 3]) at the size of the model's input, as the package resizes it: uint8 [3, S, S].
-        Touches nothing of the tracker: another thread may do it for the frames to come.
-
-        Raises `ValueError` for an image of another type or size.
-        """
-        if image.dtype != np.uint8 or image.shape != (*self._size, 3):
-            raise ValueError(f"a frame is {image.dtype} {list(image.shape)}, expected uint8 {[*self._size, 3]}")
+        Touches nothing of the tracker: another thread may do it for the frames to come."""
         side = self._model.image_size
         resized = np.asarray(Image.fromarray(image).resize((side, side)))
         # by NumPy: torch would do it with threads, which on a CPU get in the way of the model's
@@ -73,22 +69,16 @@ class VideoTracker:
 
     @torch.inference_mode()
     def add(self, number: int, *, box: Sequence[float] | None = None, mask: np.ndarray | None = None) -> np.ndarray:
-        """A new object on the frame shown, by its `box` (x0, y0, x1, y1 in pixels) or its `mask` (bool [H, W]); returns
-        its mask, bool [H, W]. The frame must not have been tracked with an object of this number.
+        """Add object `number` on the frame shown, by its `box` (x0, y0, x1, y1 in pixels) or its `mask` (bool [H, W]).
 
-        Raises `ValueError` for a number in use, and unless exactly one of box and mask is given.
+        Returns its mask, bool [H, W]. The number must not be in use, nor the frame tracked with it before.
         """
-        if number in self._state["obj_id_to_idx"]:
-            raise ValueError(f"object {number} is already being tracked: give another number, or remove it first")
-        if (box is None) == (mask is None):
-            raise ValueError("give either the box or the mask of a new object")
         self._walk = None
         index = self._shown.index
         with self._compute.autocast():
             if box is not None:
-                _, numbers, logits = self._model.add_new_points_or_box(
-                    self._state, index, number, box=np.asarray(box, np.float32)
-                )
+                box = np.asarray(box, np.float32)
+                _, numbers, logits = self._model.add_new_points_or_box(self._state, index, number, box=box)
             else:
                 _, numbers, logits = self._model.add_new_mask(self._state, index, number, mask)
         return (logits[list(numbers).index(number), 0] > 0).cpu().numpy()
@@ -103,7 +93,7 @@ class VideoTracker:
         """The mask, bool [H, W], of each object on the frame shown; all False where it cannot be seen.
 
         Frames are to be shown in order from one on which an object was added, the first of them included;
-        `backwards` if their numbers fall.
+        `backwards` if their numbers fall. Raises `IndexError` for a frame out of order.
         """
         if not self._state["obj_ids"]:
             return {}
@@ -112,30 +102,24 @@ class VideoTracker:
             self._walk = self._model.propagate_in_video(
                 self._state, start_frame_idx=self._shown.index, reverse=backwards
             )
-        # its progress bar would count to the end of a video of unknown length
-        with mock.patch("sam2.sam2_video_predictor.tqdm", lambda frames, **_: frames), self._compute.autocast():
-            index, numbers, logits = next(self._walk)
-        if index != self._shown.index:
-            raise ValueError(f"frame {self._shown.index} was shown, but frame {index} is next")
-        masks = (logits[:, 0] > 0).cpu().numpy()
-        self._forget(index)
-        if self._compute.precision == "fp16":
-            self._store_memories_as_fp16()
-        return dict(zip(numbers, masks, strict=True))
+        with self._compute.autocast():
+            _, numbers, logits = next(self._walk)
+        self._forget()
+        return dict(zip(numbers, (logits[:, 0] > 0).cpu().numpy(), strict=True))
 
-    def _store_memories_as_fp16(self) -> None:
-        """The package keeps them as bfloat16, which autocast to float16 refuses to concatenate with its own."""
-        for outputs in self._state["output_dict_per_obj"].values():
-            for kept in itertools.chain.from_iterable(by_frame.values() for by_frame in outputs.values()):
-                if kept["maskmem_features"] is not None:
-                    kept["maskmem_features"] = kept["maskmem_features"].half()
-
-    def _forget(self, index: int) -> None:
-        """Let go of what is too far from frame `index` to be attended to again."""
-        for outputs in self._state["output_dict_per_obj"].values():
-            _drop_far(outputs["non_cond_frame_outputs"], index, self._reach)
-        for frames in self._state["frames_tracked_per_obj"].values():
-            _drop_far(frames, index, self._reach)
+    def _forget(self) -> None:
+        """Let go of what is too far from the frame shown to be attended to again, and keep memories as autocast can
+        use them: the package stores bfloat16, which autocast to float16 refuses to concatenate with its own."""
+        for tracked, outputs in zip(
+            self._state["frames_tracked_per_obj"].values(), self._state["output_dict_per_obj"].values(), strict=True
+        ):
+            for by_frame in (tracked, outputs["non_cond_frame_outputs"]):
+                for frame in [frame for frame in by_frame if abs(frame - self._shown.index) > self._reach]:
+                    del by_frame[frame]
+            if self._compute.precision == "fp16":
+                for kept in (*outputs["cond_frame_outputs"].values(), *outputs["non_cond_frame_outputs"].values()):
+                    if kept["maskmem_features"] is not None:
+                        kept["maskmem_features"] = kept["maskmem_features"].half()
 
 
 class _ShownFrame:
@@ -150,17 +134,10 @@ class _ShownFrame:
         return self.pixels
 
 
-def _drop_far(by_frame: dict, index: int, reach: int) -> None:
-    for frame in [frame for frame in by_frame if abs(frame - index) > reach]:
-        del by_frame[frame]
-
-
 def _fresh_state(images: _ShownFrame, frames: int, height: int, width: int, device: torch.device) -> dict:
     """The package's own state (`SAM2VideoPredictor.init_state`), which would read a video from a file."""
-    per_object = (
-        "point_inputs_per_obj", "mask_inputs_per_obj", "cached_features", "constants", "obj_id_to_idx", "obj_idx_to_id",
-        "output_dict_per_obj", "temp_output_dict_per_obj", "frames_tracked_per_obj",
-    )  # fmt: skip
+    empty = """point_inputs_per_obj mask_inputs_per_obj cached_features constants obj_id_to_idx obj_idx_to_id
+        output_dict_per_obj temp_output_dict_per_obj frames_tracked_per_obj"""
     return {
         "images": images,
         "num_frames": frames,
@@ -171,5 +148,5 @@ def _fresh_state(images: _ShownFrame, frames: int, height: int, width: int, devi
         "device": device,
         "storage_device": device,
         "obj_ids": [],
-        **{name: {} for name in per_object},
+        **{name: {} for name in empty.split()},
     }

@@ -49,7 +49,7 @@ from bench_q1 import MEAN, STD, Contender, LabelledImages, take_turns
 from bench_q2 import PHRASES, TINY, load_models, write_full_size, write_sam2
 from helpers.common.device import Compute, pick_compute
 from helpers.segment import video
-from helpers.segment.sam2_masks import Segmenter, load_sam2
+from helpers.segment.sam2_image import Segmenter, load_sam2
 from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Silent, VideoReader, VideoWriter
 from helpers.shapes.synthetic import make_clip, make_scene

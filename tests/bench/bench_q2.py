@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import nbload
 from helpers.common import device, environment
 from helpers.common.files import atomic_path, write_csv
-from helpers.segment import clipseg, grounding_dino, sam2_masks
+from helpers.segment import clipseg, grounding_dino, sam2_image
 from helpers.segment.outputs import write_detections
 from helpers.shapes.synthetic import make_scene
 
@@ -82,7 +82,7 @@ def load_models(q2, folder: Path, compute: device.Compute):
     weights = folder / "sam2.1_hiera_small.pt" if (folder / "sam2.1_hiera_small.pt").is_file() else folder / "sam2"
     return q2.Models(
         grounding_dino.load(folder / "groundingdino", None, compute),
-        sam2_masks.load_sam2(weights, compute),
+        sam2_image.load_sam2(weights, compute),
         clipseg.load_clipseg(folder / "clipseg", compute),
         compute,
     )
