@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +21,11 @@ from helpers.segment.images import given_root, safe_name
 
 FORMATS = ("coco", "yolo", "cutouts")
 MOST_RINGS = 500  # outlines in a polygon: joining them takes seconds at most, and a mask of more is noise
+DATA_YAML = """# yolo segment train data=data.yaml model=yolo11n-seg.pt
+train: images  # relative to this file
+val: images  # the same ones: hold some out to measure anything
+names:
+"""
 Named = Sequence[tuple[Path, str]]  # each image and the name of its folder in OUT_DIR, as `output_names` makes it
 
 
@@ -30,12 +34,10 @@ def parse_formats(export: str) -> tuple[str, ...]:
 
     Raises `ValueError` for anything else.
     """
-    names = [name.strip().lower() for name in export.split(",")] if isinstance(export, str) else [export]
+    names = [name.strip().lower() for name in str(export).split(",")]
     if wrong := [name for name in names if name and name not in FORMATS]:
-        where = f", {wrong[0]!r} in it" if len(names) > 1 else ""
-        raise ValueError(
-            f'export={export!r}{where}: give any of {", ".join(FORMATS)} with commas between, or "" for none'
-        )
+        choice = f'any of {", ".join(FORMATS)} with commas between, or "" for none'
+        raise ValueError(f"export={export!r}, {wrong[0]!r} in it: give {choice}")
     return tuple(name for name in FORMATS if name in names)
 
 
@@ -148,83 +150,54 @@ def export_together(
 ) -> list[str]:
     """Write what `formats` ask for of all `images`, and return a line on each format; `export_image` came first.
 
-    given: what the images were found by, as for `find_images`. Their `detections.json` are read one at a time.
+    given: what the images were found by, as for `find_images`. Their `detections.json` are read.
 
     - coco: `coco.json`, whose images are named by their paths from `given`, and whose categories are the phrases in
-      order, from 1.
+      order, from 1; besides COCO's keys an annotation has its `score`.
     - yolo: `yolo/data.yaml`, which names the phrases and takes all images for training as well as for validation.
     - cutouts: those that an earlier run left of the same images are removed.
     """
-    lines = []
-    if "coco" in formats:
-        write_coco(out, given, images, phrases)
-        lines.append(f"COCO instances: {out / 'coco.json'}")
-    if "yolo" in formats:
-        with atomic_path(out / "yolo" / "data.yaml") as temporary:
-            temporary.write_text(_data_yaml(phrases), encoding="utf-8")
-        lines.append(f"YOLO data set: {out / 'yolo' / 'data.yaml'}")
-    if "cutouts" in formats:
-        cutouts = {
-            _cutout_name(name, d["id"], d["label"]) for _, name in images for d, _ in _objects(_record(out / name))
-        }
-        names = {name for _, name in images}
-        for file in (out / "cutouts").glob("*.png"):
-            if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in names:
-                file.unlink()
-        lines.append(f"{len(cutouts)} cut-outs: {out / 'cutouts'}")
-    return lines
-
-
-def write_coco(out: Path, given: str | Path, images: Named, phrases: Sequence[str]) -> None:
-    """Write `coco.json` atomically (see `export_together`); besides COCO's keys an annotation has its `score`."""
-    root, category = given_root(given), {phrase: number for number, phrase in enumerate(phrases, 1)}
-    entries, count = [], 0
-    with atomic_path(out / "coco.json") as temporary, temporary.open("w", encoding="ascii") as file:
-        file.write('{"annotations": [')
-        for number, (path, name) in enumerate(images, 1):
-            record = _record(out / name)
-            size = record["image"]
-            relative = Path(os.path.relpath(path, root)).as_posix()
-            entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
-            for found, area in _objects(record):
-                count += 1
+    root, entries, annotations, cutouts = given_root(given), [], [], set()
+    for number, (path, name) in enumerate(images, 1) if {"coco", "cutouts"} & set(formats) else ():
+        record = json.loads((out / name / "detections.json").read_text(encoding="utf-8"))
+        relative = Path(os.path.relpath(path, root)).as_posix()
+        size = {side: record["image"][side] for side in ("width", "height")}
+        entries.append({"id": number, "file_name": relative} | size)
+        for found in record["detections"]:
+            if area := int(coco_mask.area(found["mask"])):
+                cutouts.add(_cutout_name(name, found["id"], found["label"]))
                 annotation = {
-                    "id": count,
+                    "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": category[found["label"]],
+                    "category_id": phrases.index(found["label"]) + 1,
                     "segmentation": found["mask"],
                     "bbox": coco_mask.toBbox(found["mask"]).tolist(),
                     "area": area,
                     "iscrowd": 0,
                     "score": found["score"],
                 }
-                file.write(f"{',' if count > 1 else ''}\n{json.dumps(annotation)}")
-        categories = [{"id": number, "name": phrase, "supercategory": ""} for phrase, number in category.items()]
-        rest = {
-            "images": entries,
-            "categories": categories,
-            "licenses": [],
+                annotations.append(annotation)
+    lines = []
+    if "coco" in formats:
+        coco = {
             "info": {"description": ". ".join(phrases)},
+            "licenses": [],
+            "categories": [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)],
+            "images": entries,
+            "annotations": annotations,
         }
-        file.write(f"\n], {json.dumps(rest)[1:]}\n")
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
-
-
-def _objects(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
-    """The detections of a record whose masks are not empty, and their areas in pixels."""
-    for found in record["detections"]:
-        if area := int(coco_mask.area(found["mask"])):
-            yield found, area
-
-
-def _data_yaml(phrases: Sequence[str]) -> str:
-    names = "".join(f"  {i}: {json.dumps(phrase, ensure_ascii=False)}\n" for i, phrase in enumerate(phrases))
-    return (
-        "# yolo segment train data=data.yaml model=yolo11n-seg.pt\n"
-        "train: images  # relative to this file\n"
-        "val: images  # the same ones: hold some out to measure anything\n"
-        f"names:\n{names}"
-    )
+        with atomic_path(out / "coco.json") as temporary:
+            temporary.write_text(json.dumps(coco), encoding="ascii")
+        lines.append(f"COCO instances: {out / 'coco.json'}")
+    if "yolo" in formats:
+        names = "".join(f"  {i}: {json.dumps(phrase, ensure_ascii=False)}\n" for i, phrase in enumerate(phrases))
+        with atomic_path(out / "yolo" / "data.yaml") as temporary:
+            temporary.write_text(DATA_YAML + names, encoding="utf-8")
+        lines.append(f"YOLO data set: {out / 'yolo' / 'data.yaml'}")
+    if "cutouts" in formats:
+        names = {name for _, name in images}
+        for file in (out / "cutouts").glob("*.png"):
+            if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in names:
+                file.unlink()
+        lines.append(f"{len(cutouts)} cut-outs: {out / 'cutouts'}")
+    return lines

@@ -11,14 +11,15 @@ from pycocotools import mask as coco_mask
 from helpers.segment.detections import Detection
 from helpers.segment.outputs import (
     decode_mask,
-    draw_tracked,
+
     encode_mask,
     track_entry,
-    visible_areas,
+
     write_detections,
     write_tracks,
 )
-from helpers.segment.overlay import draw_instances
+from helpers.segment.figures import visible_areas
+from helpers.segment.overlay import draw_instances, draw_tracked
 from helpers.shapes.synthetic import shape_mask
 
 FILES = ["detections.json", "instances.png", "mask.png", "overlay.png"]
