@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -20,7 +19,7 @@ from helpers.segment.detections import Detection
 from helpers.segment.images import given_root, safe_name
 
 FORMATS = ("coco", "yolo", "cutouts")
-MOST_RINGS = 500  # outlines in a polygon: joining them takes seconds at most, and a mask of more is noise
+MOST_RINGS = 500  # outlines in a polygon: joining them takes a second, and a mask of more is noise
 DATA_YAML = """# yolo segment train data=data.yaml model=yolo11n-seg.pt
 train: images  # relative to this file
 val: images  # the same ones: hold some out to measure anything
@@ -30,14 +29,10 @@ Named = Sequence[tuple[Path, str]]  # each image and the name of its folder in O
 
 
 def parse_formats(export: str) -> tuple[str, ...]:
-    """The formats that a text such as "coco, yolo" names, in the order of `FORMATS`; none if it is empty.
-
-    Raises `ValueError` for anything else.
-    """
+    """The formats that a text such as "coco, yolo" names, in the order of `FORMATS`; `ValueError` for other text."""
     names = [name.strip().lower() for name in str(export).split(",")]
-    if wrong := [name for name in names if name and name not in FORMATS]:
-        choice = f'any of {", ".join(FORMATS)} with commas between, or "" for none'
-        raise ValueError(f"export={export!r}, {wrong[0]!r} in it: give {choice}")
+    if not set(names) <= {*FORMATS, ""}:
+        raise ValueError(f'export={export!r}: give any of {", ".join(FORMATS)} with commas between, or "" for none')
     return tuple(name for name in FORMATS if name in names)
 
 
@@ -77,16 +72,16 @@ def export_image(
 
 
 def mask_polygon(mask: np.ndarray) -> np.ndarray:
-    """One closed path around all that a bool mask `[H, W]` covers: int32 `[P, 2]`, the x and y of pixels, P at least 3.
+    """One closed path around all that a bool mask `[H, W]`, not empty, covers: int32 `[P, 2]`, the x and y of pixels,
+    P at least 3.
 
     It runs through the outermost pixels of each part and around each hole. From one to the next it goes there and back
     along the shortest line, a bridge: filled by the even-odd rule and with its outline, which is how cv2.fillPoly and
     Pillow fill, it is the mask but for the bridges between parts. Of more than `MOST_RINGS` outlines the smallest are
-    left out. The mask must not be empty.
+    left out.
     """
-    rings, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    rings = sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)
-    path = _bridged(rings[:MOST_RINGS])
+    rings, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    path = _bridged(sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)[:MOST_RINGS])
     if len(path) > 2:  # points in the middle of a straight line say nothing
         path = path[((path - np.roll(path, 1, 0)) != (np.roll(path, -1, 0) - path)).any(1)]
     return path if len(path) > 2 else np.resize(path, (3, 2))
@@ -95,21 +90,19 @@ def mask_polygon(mask: np.ndarray) -> np.ndarray:
 def _bridged(rings: list[np.ndarray]) -> np.ndarray:
     """Closed paths, int32 [P, 2] each, as one: always the one that is nearest to what is joined already is next."""
     path = new = rings[0]
-    if len(rings) == 1:
-        return path
-    points = np.concatenate(rings[1:])  # of the rings that are left
+    points = np.concatenate([*rings[1:], path[:0]])  # of the rings that are left
     ring_of = np.repeat(np.arange(1, len(rings)), [len(ring) for ring in rings[1:]])
-    distance, nearest = np.full(len(points), np.inf), np.zeros_like(points)  # to the path, and its point there
+    distance, nearest = np.full(len(points), np.inf), np.zeros_like(points)  # squared, to the path; its point there
     while len(points):
-        for block in np.array_split(new, 1 + len(new) * len(points) // 10_000_000):  # 40 MB of distances at a time
-            pair = (torch.from_numpy(a.astype(np.float32)) for a in (points, block))
-            distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")  # small ones are exact
-            least, where = (values.numpy() for values in distances.min(1))
-            closer = least < distance
-            distance[closer], nearest[closer] = least[closer], block[where[closer]]
+        new = new[:: 1 + len(new) * len(points) // 5_000_000]  # 40 MB of squared distances; a little less exact beyond
+        squares = ((points[:, None, 0] - new[:, 0]) ** 2.0) + ((points[:, None, 1] - new[:, 1]) ** 2.0)
+        where = squares.argmin(1)
+        least = squares[np.arange(len(points)), where]
+        closer = least < distance
+        distance[closer], nearest[closer] = least[closer], new[where[closer]]
+        # The ring with the nearest point is turned to begin there, and put in after the path's point.
         at = distance.argmin()
-        ring = rings[ring_of[at]]
-        new = np.roll(ring, -_index(ring, points[at]), axis=0)
+        new = np.roll(rings[ring_of[at]], -_index(rings[ring_of[at]], points[at]), axis=0)
         turn = _index(path, nearest[at])
         path = np.concatenate([path[: turn + 1], new, new[:1], path[turn:]])
         left = ring_of != ring_of[at]
@@ -166,17 +159,18 @@ def export_together(
         for found in record["detections"]:
             if area := int(coco_mask.area(found["mask"])):
                 cutouts.add(_cutout_name(name, found["id"], found["label"]))
-                annotation = {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": phrases.index(found["label"]) + 1,
-                    "segmentation": found["mask"],
-                    "bbox": coco_mask.toBbox(found["mask"]).tolist(),
-                    "area": area,
-                    "iscrowd": 0,
-                    "score": found["score"],
-                }
-                annotations.append(annotation)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": phrases.index(found["label"]) + 1,
+                        "segmentation": found["mask"],
+                        "bbox": coco_mask.toBbox(found["mask"]).tolist(),
+                        "area": area,
+                        "iscrowd": 0,
+                        "score": found["score"],
+                    }
+                )
     lines = []
     if "coco" in formats:
         coco = {
