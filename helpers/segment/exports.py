@@ -58,7 +58,10 @@ def export_image(
     """
     found = [(number, d) for number, d in enumerate(detections, 1) if d.mask.any()]
     if "yolo" in formats:
-        lines = [_yolo_line(phrases.index(d.label), d.mask) for _, d in found]
+        lines = []
+        for _, d in found:  # a quarter of a pixel more is the same one, whether a reader rounds or cuts off
+            shares = (mask_polygon(d.mask) + 0.25) / d.mask.shape[::-1]
+            lines.append(f"{phrases.index(d.label)} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n")
         with atomic_path(out / "yolo" / "labels" / f"{name}.txt") as temporary:
             temporary.write_text("".join(lines))
         _store_image(path, image, out / "yolo" / "images", name)
@@ -80,7 +83,7 @@ def mask_polygon(mask: np.ndarray) -> np.ndarray:
     Pillow fill, it is the mask but for the bridges between parts. Of more than `MOST_RINGS` outlines the smallest are
     left out.
     """
-    rings, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     path = _bridged(sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)[:MOST_RINGS])
     if len(path) > 2:  # points in the middle of a straight line say nothing
         path = path[((path - np.roll(path, 1, 0)) != (np.roll(path, -1, 0) - path)).any(1)]
@@ -102,22 +105,13 @@ def _bridged(rings: list[np.ndarray]) -> np.ndarray:
         distance[closer], nearest[closer] = least[closer], new[where[closer]]
         # The ring with the nearest point is turned to begin there, and put in after the path's point.
         at = distance.argmin()
-        new = np.roll(rings[ring_of[at]], -_index(rings[ring_of[at]], points[at]), axis=0)
-        turn = _index(path, nearest[at])
+        ring = rings[ring_of[at]]
+        new = np.roll(ring, -(ring == points[at]).all(1).argmax(), axis=0)
+        turn = (path == nearest[at]).all(1).argmax()
         path = np.concatenate([path[: turn + 1], new, new[:1], path[turn:]])
         left = ring_of != ring_of[at]
         points, ring_of, distance, nearest = points[left], ring_of[left], distance[left], nearest[left]
     return path
-
-
-def _index(path: np.ndarray, point: np.ndarray) -> int:
-    return int((path == point).all(1).argmax())
-
-
-def _yolo_line(label: int, mask: np.ndarray) -> str:
-    # A quarter of a pixel more is the same pixel whether a reader rounds or cuts off what is behind the point.
-    shares = (mask_polygon(mask) + 0.25) / mask.shape[::-1]
-    return f"{label} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n"
 
 
 def _store_image(path: Path, image: np.ndarray, folder: Path, name: str) -> None:
@@ -143,19 +137,19 @@ def export_together(
 ) -> list[str]:
     """Write what `formats` ask for of all `images`, and return a line on each format; `export_image` came first.
 
-    given: what the images were found by, as for `find_images`. Their `detections.json` are read.
+    given: what the images were found by, as for `find_images`.
 
-    - coco: `coco.json`, whose images are named by their paths from `given`, and whose categories are the phrases in
-      order, from 1; besides COCO's keys an annotation has its `score`.
-    - yolo: `yolo/data.yaml`, which names the phrases and takes all images for training as well as for validation.
+    - coco: `coco.json`, made of their `detections.json`: images are named by their paths from `given`, categories are
+      the phrases in order, from 1, and besides COCO's keys an annotation has its `score`.
+    - yolo: `yolo/data.yaml`, which names the phrases.
     - cutouts: those that an earlier run left of the same images are removed.
     """
     root, entries, annotations, cutouts = given_root(given), [], [], set()
     for number, (path, name) in enumerate(images, 1) if {"coco", "cutouts"} & set(formats) else ():
         record = json.loads((out / name / "detections.json").read_text(encoding="utf-8"))
         relative = Path(os.path.relpath(path, root)).as_posix()
-        size = {side: record["image"][side] for side in ("width", "height")}
-        entries.append({"id": number, "file_name": relative} | size)
+        size = record["image"]
+        entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
         for found in record["detections"]:
             if area := int(coco_mask.area(found["mask"])):
                 cutouts.add(_cutout_name(name, found["id"], found["label"]))

@@ -43,11 +43,11 @@ def write_detections(
     image: uint8 RGB `[H, W, 3]`; detections: with their masks; path: where it came from; seconds: by stage.
 
     - `mask.png`: 8 bits, 255 where any instance is.
-    - `instances.png`: 16 bits, the ids 1 … N in the order of `detections`, 0 for the background. Where masks overlap,
-      the smaller one is on top, so that a small object on a large one is not lost; of equal ones the higher score.
+    - `instances.png`: 16 bits, the ids 1 … N in the order of `detections`, 0 for the background; where masks overlap,
+      the smaller one is on top, of equal ones the higher score.
     - `overlay.png`: as `draw_instances` draws it.
-    - `detections.json`, written last: its masks (COCO's run-length encoding) are whole where instances overlap. Boxes
-      are in pixels, cut at the image's border; a score that is no finite number is null.
+    - `detections.json`, written last: masks (COCO's run-length encoding) are whole where instances overlap, boxes in
+      pixels, cut at the image's border; a score that is no finite number is null.
 
     Raises `OSError` that names the folder if it cannot be written.
     """

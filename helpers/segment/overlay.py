@@ -63,11 +63,10 @@ def draw_boxes(image: np.ndarray, detections: Sequence[Detection]) -> np.ndarray
 
 def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]]) -> np.ndarray:
     """Draw what `tracks.json` holds of a frame over it, uint8 RGB `[H, W, 3]`, each object in the colour of its id."""
-    masks = [coco_mask.decode(o["mask"]).astype(bool) for o in objects]
-    drawn = [
-        Detection(o["label"], o["score"], tuple(o["box"]), "groundingdino", mask)
-        for o, mask in zip(objects, masks, strict=True)
-    ]
+    drawn = []
+    for o in objects:
+        mask = coco_mask.decode(o["mask"]).astype(bool)
+        drawn.append(Detection(o["label"], o["score"], o["box"], "groundingdino", mask))
     return draw_instances(image, drawn, [o["id"] for o in objects])
 
 
