@@ -20,6 +20,7 @@ FILL = 0.1  # opacity: an object that is named by its colour must still be seen 
 LEAST_FILLED = 1 / 400  # of the image, 28 x 28 pixels of 640 x 480; what is smaller is seen by its outline well enough
 LONGEST_LABEL = 40  # letters
 Numbered = Iterable[tuple[int, Detection]]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
@@ -41,15 +42,18 @@ def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequ
     masked = [item for item in items if item[1].mask is not None]
     occupied = _draw_boxes(canvas, boxed)
     for number, detection in sorted(masked, key=lambda item: -np.count_nonzero(item[1].mask)):
-        mask = np.ascontiguousarray(detection.mask)
-        contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        mask = np.ascontiguousarray(detection.mask).view(np.uint8)
+        x, y, w, h = cv2.boundingRect(mask)
+        part, mask = (slice(y, y + h), slice(x, x + w)), mask[y : y + h, x : x + w]
+        contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
         _outline(canvas, contours, number)
         # The inside comes last and from the image: lines lie outside, and fills of several objects never add up.
-        inside = image[mask]
-        if mask.mean() >= LEAST_FILLED:
-            inside = np.rint((1 - FILL) * inside + FILL * np.array(colour(number)))
-        canvas[mask] = inside
-        occupied[mask] = 1
+        inside = image[part]
+        if np.count_nonzero(mask) >= LEAST_FILLED * occupied.size:
+            tint = (1 - FILL) * np.arange(256)[:, None] + FILL * np.array(colour(number))  # of each value of a channel
+            inside = cv2.LUT(inside, np.rint(tint).astype(np.uint8)[None])
+        cv2.copyTo(inside, mask, canvas[part])
+        occupied[part] |= mask
     _draw_tags(canvas, occupied, items, ids is not None)
     return canvas
 
@@ -109,7 +113,7 @@ def _draw_boxes(canvas: np.ndarray, items: Numbered) -> np.ndarray:
     return occupied
 
 
-def _inside(box: Sequence[float], canvas: np.ndarray) -> tuple[int, int, int, int]:
+def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
     """The pixels of a box, at least one, far enough from the border of the image that lines around it can be seen."""
     line, border = _pens(canvas)
     margin = min(line + 2 * border, (min(canvas.shape[:2]) - 1) // 2)
@@ -128,34 +132,42 @@ def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Numbered, number
     size = max(9, round(np.sqrt(height * width) / 45))  # of letters, in pixels
     line, border = _pens(canvas)
     margin = line + 2 * border  # outlines are not to be hidden either
-    occupied = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1)))
-    placed = []
+    occupied = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
+    covered, placed, tags = cv2.integral(occupied), [], []
     for number, detection in items:
         prefix = (f"{number} " if numbered else "") + ("~" if detection.source == "clipseg" else "")
         tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, width, height)
         if tag is not None:
-            x, y = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, occupied)
-            occupied[y : y + tag.shape[0], x : x + tag.shape[1]] = 10  # a tag on a tag is worse than on an object
-            placed.append((tag, x, y))
-    for tag, x, y in reversed(placed):  # where there was no room, the first is on top
-        canvas[y : y + tag.shape[0], x : x + tag.shape[1]] = tag
+            place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, covered, placed)
+            placed.append(place)
+            tags.append(tag)
+    for tag, (x0, y0, x1, y1) in reversed(list(zip(tags, placed, strict=True))):  # the first is on top
+        canvas[y0:y1, x0:x1] = tag
 
 
-def _place(w: int, h: int, box: Sequence[int], margin: int, occupied: np.ndarray) -> tuple[int, int]:
-    """The left upper corner at which a tag of `w` x `h` pixels hides least, near its box."""
-    height, width = occupied.shape
+def _place(w: int, h: int, box: Box, margin: int, covered: np.ndarray, placed: Sequence[Box]) -> Box:
+    """Where a tag of `w` x `h` pixels hides least, near its box: other tags above all, then objects.
+
+    covered: pixels of objects left of and above each place, int32 `[H + 1, W + 1]`; placed: the tags that are there.
+    """
+    height, width = covered.shape[0] - 1, covered.shape[1] - 1
     x0, y0, x1, y1 = box
     columns = (x0, x1 - w, (x0 + x1 - w) // 2)
     beside = (x1 + margin + 1, x0 - margin - 1 - w)
     spots = [(x, y) for y in (y0 - margin - 1 - h, y1 + margin + 1) for x in columns]
     spots += [(x, y) for y in (y0, (y0 + y1 - h) // 2, y1 - h) for x in beside]
     spots += [(x, y) for y in range(0, height - h + 1, max(1, h // 2)) for x in (*columns, *beside)]  # for a crowd
-    spots = np.clip(spots, 0, (width - w, height - h))
+    left, top = np.clip(spots, 0, (width - w, height - h)).T
+    right, bottom = left + w, top + h
 
-    hidden = np.array([occupied[y : y + h, x : x + w].mean() for x, y in spots])
-    gap = np.maximum(np.array([x0, y0]) - spots - (w, h), spots - np.array([x1, y1])).clip(0).sum(1) / h
-    x, y = spots[(20 * hidden + 0.2 * gap + 0.001 * np.arange(len(spots))).argmin()].tolist()
-    return x, y
+    hidden = covered[bottom, right] - covered[top, right] - covered[bottom, left] + covered[top, left]
+    for a0, b0, a1, b1 in placed:  # each pixel of a tag counts ten times
+        hidden = hidden + 10 * (np.minimum(right, a1) - np.maximum(left, a0)).clip(0) * (
+            np.minimum(bottom, b1) - np.maximum(top, b0)
+        ).clip(0)
+    gap = np.maximum(x0 - right, left - x1).clip(0) + np.maximum(y0 - bottom, top - y1).clip(0)
+    i = (20 * hidden / (w * h) + 0.2 * gap / h + 0.001 * np.arange(len(spots))).argmin()
+    return int(left[i]), int(top[i]), int(right[i]), int(bottom[i])
 
 
 @lru_cache(maxsize=64)
