@@ -118,7 +118,7 @@ def _read_other(path: Path) -> np.ndarray:
     hint = "convert HEIC to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
     if start[:4] in (b"II*\0", b"MM\0*"):
         hint = "it is a TIFF that is damaged or of a rare kind"
-        with contextlib.suppress(cv2.error):
+        with contextlib.suppress(cv2.error, IndexError):
             values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # None, or BGR(A)
             if values is not None:
                 values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values

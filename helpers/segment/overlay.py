@@ -88,16 +88,16 @@ def colour(number: int) -> tuple[int, int, int]:
 # --- Lines ---------------------------------------------------------------------------------------------------------
 
 
-def _pens(image: np.ndarray) -> tuple[int, int]:
-    """Widths in pixels of an outline and of the border on each side of it: 3 and 1 for 640 x 480."""
+def _reaches(image: np.ndarray) -> tuple[int, int, int]:
+    """How far from an object its white, its coloured and its black line reach, in pixels: 5, 4 and 1 in 640 x 480."""
     line = max(2, round(np.sqrt(image.shape[0] * image.shape[1]) / 200))
-    return line, max(1, line // 4)
+    border = max(1, line // 4)
+    return line + 2 * border, line + border, border
 
 
 def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int) -> None:
-    """Draw black, the instance's colour and white around closed paths; what is inside is left to be restored."""
-    line, border = _pens(canvas)
-    for ink, reach in (((255,) * 3, line + 2 * border), (colour(number), line + border), ((0,) * 3, border)):
+    """Draw the three lines around closed paths; what is inside is left to be restored."""
+    for ink, reach in zip(((255, 255, 255), colour(number), (0, 0, 0)), _reaches(canvas), strict=True):
         cv2.drawContours(canvas, contours, -1, ink, 2 * reach, cv2.LINE_AA)
 
 
@@ -115,12 +115,10 @@ def _draw_boxes(canvas: np.ndarray, items: Numbered) -> np.ndarray:
 
 def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
     """The pixels of a box, at least one, far enough from the border of the image that lines around it can be seen."""
-    line, border = _pens(canvas)
-    margin = min(line + 2 * border, (min(canvas.shape[:2]) - 1) // 2)
-    height, width = canvas.shape[:2]
-    x0, x1 = np.clip([np.floor(box[0]), np.ceil(box[2])], margin, width - margin).astype(int).tolist()
-    y0, y1 = np.clip([np.floor(box[1]), np.ceil(box[3])], margin, height - margin).astype(int).tolist()
-    x0, y0 = min(x0, width - margin - 1), min(y0, height - margin - 1)
+    sides = canvas.shape[1], canvas.shape[0]
+    margin = min(_reaches(canvas)[0], (min(sides) - 1) // 2)
+    x0, y0 = (int(np.clip(np.floor(v), margin, side - margin - 1)) for v, side in zip(box[:2], sides, strict=True))
+    x1, y1 = (int(np.clip(np.ceil(v), margin, side - margin)) for v, side in zip(box[2:], sides, strict=True))
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
@@ -130,8 +128,7 @@ def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
 def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Numbered, numbered: bool) -> None:
     height, width = canvas.shape[:2]
     size = max(9, round(np.sqrt(height * width) / 45))  # of letters, in pixels
-    line, border = _pens(canvas)
-    margin = line + 2 * border  # outlines are not to be hidden either
+    margin = _reaches(canvas)[0]  # outlines are not to be hidden either
     occupied = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     covered, placed, tags = cv2.integral(occupied), [], []
     for number, detection in items:
@@ -161,10 +158,10 @@ def _place(w: int, h: int, box: Box, margin: int, covered: np.ndarray, placed: S
     right, bottom = left + w, top + h
 
     hidden = covered[bottom, right] - covered[top, right] - covered[bottom, left] + covered[top, left]
-    for a0, b0, a1, b1 in placed:  # each pixel of a tag counts ten times
-        hidden = hidden + 10 * (np.minimum(right, a1) - np.maximum(left, a0)).clip(0) * (
-            np.minimum(bottom, b1) - np.maximum(top, b0)
-        ).clip(0)
+    for a0, b0, a1, b1 in placed:
+        shared_width = (np.minimum(right, a1) - np.maximum(left, a0)).clip(0)
+        shared_height = (np.minimum(bottom, b1) - np.maximum(top, b0)).clip(0)
+        hidden = hidden + 10 * shared_width * shared_height
     gap = np.maximum(x0 - right, left - x1).clip(0) + np.maximum(y0 - bottom, top - y1).clip(0)
     i = (20 * hidden / (w * h) + 0.2 * gap / h + 0.001 * np.arange(len(spots))).argmin()
     return int(left[i]), int(top[i]), int(right[i]), int(bottom[i])
