@@ -115,7 +115,7 @@ def _read_other(path: Path) -> np.ndarray:
     """A layout of TIFF that Pillow does not know, colour in floats above all, through OpenCV; else `ImageError`."""
     with path.open("rb") as file:
         start = file.read(16)
-    hint = "convert HEIC to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
+    hint = "convert HEIC and AVIF to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
     if start[:4] in (b"II*\0", b"MM\0*"):
         hint = "it is a TIFF that is damaged or of a rare kind"
         with contextlib.suppress(cv2.error, IndexError):

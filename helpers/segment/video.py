@@ -272,7 +272,7 @@ def _sound(video: VideoReader, out: av.container.OutputContainer) -> Iterator[tu
     """The first sound of a file that can be decoded: its times in seconds, and packets of it for the MP4 `out`."""
     with av.open(str(video.path)) as file:
         stream = next(stream for stream in file.streams.audio if stream.codec_context)
-        context, seconds = stream.codec_context, video.start
+        context = stream.codec_context
         copied = context.codec.canonical_name in _COPIED_SOUND
         if copied:
             target = out.add_stream_from_template(stream)
@@ -294,8 +294,9 @@ def _sound(video: VideoReader, out: av.container.OutputContainer) -> Iterator[tu
                 yield seconds, packets
         except av.FFmpegError as error:
             video.notes.append(f"the sound breaks off: {error.strerror}")
-        if not copied:
-            yield seconds, target.encode(None)
+        finally:  # also where the writer closes it early
+            if not copied:
+                out.mux(target.encode(None))
 
 
 PLAYER_BYTES = 6 * 2**20

@@ -203,13 +203,14 @@ def test_sound_of_an_unknown_kind_is_left_out_with_a_word(tmp_path):
 
 
 def test_an_error_leaves_what_was_written_and_no_frame_leaves_nothing(tmp_path):
-    video = VideoReader(make(tmp_path / "a.mp4"))
+    video = VideoReader(make(tmp_path / "a.mov", sound="pcm_s16le"))
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "part.mp4", video) as writer:
         for frame in video:
             if frame.index == 7:
                 raise KeyboardInterrupt
             writer.write(frame.image, frame.pts)
     assert len(times_of(tmp_path / "part.mp4")) == 7
+    assert times_of(tmp_path / "part.mp4", "audio")[-1] == pytest.approx(0.6, abs=0.05)
     check_playable(tmp_path / "part.mp4")
     (tmp_path / "none.mp4").write_bytes(b"what stood there")
     with pytest.raises(RuntimeError, match="at once"), VideoWriter(tmp_path / "none.mp4", video):
@@ -217,7 +218,7 @@ def test_an_error_leaves_what_was_written_and_no_frame_leaves_nothing(tmp_path):
     with pytest.raises(VideoError, match="no frame"), VideoWriter(tmp_path / "none.mp4", video):
         pass
     assert (tmp_path / "none.mp4").read_bytes() == b"what stood there"
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "part.mp4", "none.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mov", "part.mp4", "none.mp4"}
 
 
 def test_a_frame_of_another_size_is_refused(tmp_path):
