@@ -276,7 +276,8 @@ with VideoWriter({out!r}, video) as writer:
     for frame in read_ahead(video):
         writer.write(frame.image, frame.pts)
         print(frame.index, flush=True)
-        time.sleep(60 if frame.index == 8 else 0)  # until it is interrupted
+        for _ in range(600 if frame.index == 8 else 0):  # until it is interrupted
+            time.sleep(0.1)  # a signal that comes just before a long sleep would wait for its end
 """
 
 
