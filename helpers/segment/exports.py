@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -21,21 +19,20 @@ from helpers.segment.detections import Detection
 from helpers.segment.images import given_root, safe_name
 
 FORMATS = ("coco", "yolo", "cutouts")
-MOST_RINGS = 500  # outlines in a polygon: joining them takes seconds at most, and a mask of more is noise
+MOST_RINGS = 500  # outlines in a polygon: joining them takes a second, and a mask of more is noise
+DATA_YAML = """# yolo segment train data=data.yaml model=yolo11n-seg.pt
+train: images  # relative to this file
+val: images  # the same ones: hold some out to measure anything
+names:
+"""
 Named = Sequence[tuple[Path, str]]  # each image and the name of its folder in OUT_DIR, as `output_names` makes it
 
 
 def parse_formats(export: str) -> tuple[str, ...]:
-    """The formats that a text such as "coco, yolo" names, in the order of `FORMATS`; none if it is empty.
-
-    Raises `ValueError` for anything else.
-    """
-    names = [name.strip().lower() for name in export.split(",")] if isinstance(export, str) else [export]
-    if wrong := [name for name in names if name and name not in FORMATS]:
-        where = f", {wrong[0]!r} in it" if len(names) > 1 else ""
-        raise ValueError(
-            f'export={export!r}{where}: give any of {", ".join(FORMATS)} with commas between, or "" for none'
-        )
+    """The formats that a text such as "coco, yolo" names, in the order of `FORMATS`; `ValueError` for other text."""
+    names = [name.strip().lower() for name in str(export).split(",")]
+    if not set(names) <= {*FORMATS, ""}:
+        raise ValueError(f'export={export!r}: give any of {", ".join(FORMATS)} with commas between, or "" for none')
     return tuple(name for name in FORMATS if name in names)
 
 
@@ -61,7 +58,10 @@ def export_image(
     """
     found = [(number, d) for number, d in enumerate(detections, 1) if d.mask.any()]
     if "yolo" in formats:
-        lines = [_yolo_line(phrases.index(d.label), d.mask) for _, d in found]
+        lines = []
+        for _, d in found:  # a quarter of a pixel more is the same one, whether a reader rounds or cuts off
+            shares = (mask_polygon(d.mask) + 0.25) / d.mask.shape[::-1]
+            lines.append(f"{phrases.index(d.label)} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n")
         with atomic_path(out / "yolo" / "labels" / f"{name}.txt") as temporary:
             temporary.write_text("".join(lines))
         _store_image(path, image, out / "yolo" / "images", name)
@@ -75,16 +75,16 @@ def export_image(
 
 
 def mask_polygon(mask: np.ndarray) -> np.ndarray:
-    """One closed path around all that a bool mask `[H, W]` covers: int32 `[P, 2]`, the x and y of pixels, P at least 3.
+    """One closed path around all that a bool mask `[H, W]`, not empty, covers: int32 `[P, 2]`, the x and y of pixels,
+    P at least 3.
 
     It runs through the outermost pixels of each part and around each hole. From one to the next it goes there and back
     along the shortest line, a bridge: filled by the even-odd rule and with its outline, which is how cv2.fillPoly and
     Pillow fill, it is the mask but for the bridges between parts. Of more than `MOST_RINGS` outlines the smallest are
-    left out. The mask must not be empty.
+    left out.
     """
     rings, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    rings = sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)
-    path = _bridged(rings[:MOST_RINGS])
+    path = _bridged(sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)[:MOST_RINGS])
     if len(path) > 2:  # points in the middle of a straight line say nothing
         path = path[((path - np.roll(path, 1, 0)) != (np.roll(path, -1, 0) - path)).any(1)]
     return path if len(path) > 2 else np.resize(path, (3, 2))
@@ -93,36 +93,25 @@ def mask_polygon(mask: np.ndarray) -> np.ndarray:
 def _bridged(rings: list[np.ndarray]) -> np.ndarray:
     """Closed paths, int32 [P, 2] each, as one: always the one that is nearest to what is joined already is next."""
     path = new = rings[0]
-    if len(rings) == 1:
-        return path
-    points = np.concatenate(rings[1:])  # of the rings that are left
+    points = np.concatenate([*rings[1:], path[:0]])  # of the rings that are left
     ring_of = np.repeat(np.arange(1, len(rings)), [len(ring) for ring in rings[1:]])
-    distance, nearest = np.full(len(points), np.inf), np.zeros_like(points)  # to the path, and its point there
+    distance, nearest = np.full(len(points), np.inf), np.zeros_like(points)  # squared, to the path; its point there
     while len(points):
-        for block in np.array_split(new, 1 + len(new) * len(points) // 10_000_000):  # 40 MB of distances at a time
-            pair = (torch.from_numpy(a.astype(np.float32)) for a in (points, block))
-            distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")  # small ones are exact
-            least, where = (values.numpy() for values in distances.min(1))
-            closer = least < distance
-            distance[closer], nearest[closer] = least[closer], block[where[closer]]
+        new = new[:: 1 + len(new) * len(points) // 5_000_000]  # 40 MB of squared distances; a little less exact beyond
+        squares = ((points[:, None, 0] - new[:, 0]) ** 2.0) + ((points[:, None, 1] - new[:, 1]) ** 2.0)
+        where = squares.argmin(1)
+        least = squares[np.arange(len(points)), where]
+        closer = least < distance
+        distance[closer], nearest[closer] = least[closer], new[where[closer]]
+        # The ring with the nearest point is turned to begin there, and put in after the path's point.
         at = distance.argmin()
         ring = rings[ring_of[at]]
-        new = np.roll(ring, -_index(ring, points[at]), axis=0)
-        turn = _index(path, nearest[at])
+        new = np.roll(ring, -(ring == points[at]).all(1).argmax(), axis=0)
+        turn = (path == nearest[at]).all(1).argmax()
         path = np.concatenate([path[: turn + 1], new, new[:1], path[turn:]])
         left = ring_of != ring_of[at]
         points, ring_of, distance, nearest = points[left], ring_of[left], distance[left], nearest[left]
     return path
-
-
-def _index(path: np.ndarray, point: np.ndarray) -> int:
-    return int((path == point).all(1).argmax())
-
-
-def _yolo_line(label: int, mask: np.ndarray) -> str:
-    # A quarter of a pixel more is the same pixel whether a reader rounds or cuts off what is behind the point.
-    shares = (mask_polygon(mask) + 0.25) / mask.shape[::-1]
-    return f"{label} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n"
 
 
 def _store_image(path: Path, image: np.ndarray, folder: Path, name: str) -> None:
@@ -148,83 +137,55 @@ def export_together(
 ) -> list[str]:
     """Write what `formats` ask for of all `images`, and return a line on each format; `export_image` came first.
 
-    given: what the images were found by, as for `find_images`. Their `detections.json` are read one at a time.
+    given: what the images were found by, as for `find_images`.
 
-    - coco: `coco.json`, whose images are named by their paths from `given`, and whose categories are the phrases in
-      order, from 1.
-    - yolo: `yolo/data.yaml`, which names the phrases and takes all images for training as well as for validation.
+    - coco: `coco.json`, made of their `detections.json`: images are named by their paths from `given`, categories are
+      the phrases in order, from 1, and besides COCO's keys an annotation has its `score`.
+    - yolo: `yolo/data.yaml`, which names the phrases.
     - cutouts: those that an earlier run left of the same images are removed.
     """
+    root, entries, annotations, cutouts = given_root(given), [], [], set()
+    for number, (path, name) in enumerate(images, 1) if {"coco", "cutouts"} & set(formats) else ():
+        record = json.loads((out / name / "detections.json").read_text(encoding="utf-8"))
+        relative = Path(os.path.relpath(path, root)).as_posix()
+        size = record["image"]
+        entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
+        for found in record["detections"]:
+            if area := int(coco_mask.area(found["mask"])):
+                cutouts.add(_cutout_name(name, found["id"], found["label"]))
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": phrases.index(found["label"]) + 1,
+                        "segmentation": found["mask"],
+                        "bbox": coco_mask.toBbox(found["mask"]).tolist(),
+                        "area": area,
+                        "iscrowd": 0,
+                        "score": found["score"],
+                    }
+                )
     lines = []
     if "coco" in formats:
-        write_coco(out, given, images, phrases)
+        coco = {
+            "info": {"description": ". ".join(phrases)},
+            "licenses": [],
+            "categories": [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)],
+            "images": entries,
+            "annotations": annotations,
+        }
+        with atomic_path(out / "coco.json") as temporary:
+            temporary.write_text(json.dumps(coco), encoding="ascii")
         lines.append(f"COCO instances: {out / 'coco.json'}")
     if "yolo" in formats:
+        names = "".join(f"  {i}: {json.dumps(phrase, ensure_ascii=False)}\n" for i, phrase in enumerate(phrases))
         with atomic_path(out / "yolo" / "data.yaml") as temporary:
-            temporary.write_text(_data_yaml(phrases), encoding="utf-8")
+            temporary.write_text(DATA_YAML + names, encoding="utf-8")
         lines.append(f"YOLO data set: {out / 'yolo' / 'data.yaml'}")
     if "cutouts" in formats:
-        cutouts = {
-            _cutout_name(name, d["id"], d["label"]) for _, name in images for d, _ in _objects(_record(out / name))
-        }
         names = {name for _, name in images}
         for file in (out / "cutouts").glob("*.png"):
             if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in names:
                 file.unlink()
         lines.append(f"{len(cutouts)} cut-outs: {out / 'cutouts'}")
     return lines
-
-
-def write_coco(out: Path, given: str | Path, images: Named, phrases: Sequence[str]) -> None:
-    """Write `coco.json` atomically (see `export_together`); besides COCO's keys an annotation has its `score`."""
-    root, category = given_root(given), {phrase: number for number, phrase in enumerate(phrases, 1)}
-    entries, count = [], 0
-    with atomic_path(out / "coco.json") as temporary, temporary.open("w", encoding="ascii") as file:
-        file.write('{"annotations": [')
-        for number, (path, name) in enumerate(images, 1):
-            record = _record(out / name)
-            size = record["image"]
-            relative = Path(os.path.relpath(path, root)).as_posix()
-            entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
-            for found, area in _objects(record):
-                count += 1
-                annotation = {
-                    "id": count,
-                    "image_id": number,
-                    "category_id": category[found["label"]],
-                    "segmentation": found["mask"],
-                    "bbox": coco_mask.toBbox(found["mask"]).tolist(),
-                    "area": area,
-                    "iscrowd": 0,
-                    "score": found["score"],
-                }
-                file.write(f"{',' if count > 1 else ''}\n{json.dumps(annotation)}")
-        categories = [{"id": number, "name": phrase, "supercategory": ""} for phrase, number in category.items()]
-        rest = {
-            "images": entries,
-            "categories": categories,
-            "licenses": [],
-            "info": {"description": ". ".join(phrases)},
-        }
-        file.write(f"\n], {json.dumps(rest)[1:]}\n")
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
-
-
-def _objects(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
-    """The detections of a record whose masks are not empty, and their areas in pixels."""
-    for found in record["detections"]:
-        if area := int(coco_mask.area(found["mask"])):
-            yield found, area
-
-
-def _data_yaml(phrases: Sequence[str]) -> str:
-    names = "".join(f"  {i}: {json.dumps(phrase, ensure_ascii=False)}\n" for i, phrase in enumerate(phrases))
-    return (
-        "# yolo segment train data=data.yaml model=yolo11n-seg.pt\n"
-        "train: images  # relative to this file\n"
-        "val: images  # the same ones: hold some out to measure anything\n"
-        f"names:\n{names}"
-    )

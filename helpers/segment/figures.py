@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from pycocotools import mask as coco_mask
 
 from helpers.common.figures import PALETTE, new_figure, panels
 
@@ -29,6 +31,14 @@ def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         axis.imshow(_fit(image), interpolation="antialiased")
         axis.set_title(title, fontsize=10)
     return figure
+
+
+def visible_areas(frames: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """{"id label": its share of the image on each frame, 0 where it is out of sight} from the frames of `tracks.json`,
+    in the order of the ids; the label is the last one."""
+    names = dict(sorted({o["id"]: f"{o['id']} {o['label']}" for f in frames for o in f["objects"]}.items()))
+    areas = [{o["id"]: coco_mask.area(o["mask"]) / np.prod(o["mask"]["size"]) for o in f["objects"]} for f in frames]
+    return {name: [float(area.get(number, 0)) for area in areas] for number, name in names.items()}
 
 
 def area_curves(times: Sequence[float], areas: dict[str, Sequence[float]]) -> Figure:

@@ -1,228 +1,187 @@
-"""Detections drawn on their image: masks, outlines, boxes, and tags with label and score."""
+"""Detections drawn on their image: outlines, light fills, boxes, and tags with label and score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.colors import to_rgb
-from matplotlib.ft2font import FT2Font
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
 
 from helpers.common.figures import PALETTE
 from helpers.segment.detections import Detection
 
-_COLOURS = 128  # that can be told apart at all; the next number takes the first one again
-_SMALLEST_TEXT, _LARGEST_TEXT = 9, 160  # pixels
-_LONGEST_LABEL = 40  # letters
+FILL = 0.1  # opacity: an object that is named by its colour must still be seen in it
+LEAST_FILLED = 1 / 400  # of the image, 28 x 28 pixels of 640 x 480; what is smaller is seen by its outline well enough
+LONGEST_LABEL = 40  # letters
+Numbered = Iterable[tuple[int, Detection]]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
-def draw_instances(
-    image: np.ndarray, detections: Sequence[Detection], alpha: float = 0.5, ids: Sequence[int] | None = None
-) -> np.ndarray:
+def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
     """Draw masks over an image: uint8 RGB `[H, W, 3]`, a copy.
 
-    Every instance has its own colour: filled with opacity `alpha`, outlined in its light tone between two dark lines,
-    so that the outline shows on any background, and named in a tag with its label and score. Where masks overlap, the
-    smaller one's fill is on top. An instance without a mask is drawn as its box. A `~` before the label says that
-    CLIPSeg, not the detector, found it; its score is not comparable to the detector's.
+    Every instance has a colour of its own, in which it is outlined and named in a tag with its label and score; large
+    ones are lightly filled. The outline runs outside the mask, between a black and a white line, so that it shows on
+    any background. Where masks overlap, the smaller one is on top. A detection without a mask is drawn as its box. A
+    `~` before the label says that CLIPSeg found it, whose score does not compare with the detector's.
 
-    ids: integers from 1, one a detection; given, the tags show them, and an id has the same colour in every image, so
-    that a tracked object keeps its own. Without, detections are coloured in their order, as in `instances.png`.
+    ids: one a detection, from 1; given, tags show them, and an id has the same colour in every image. Without,
+    detections are coloured in their order, as in `instances.png`.
 
-    Tags lie inside the image, and off one another where there is room. A label that is long, or wider than the image,
-    is shortened; a tag that could not be read at all is left out. Letters that the font lacks are shown as `?`.
-
-    Raises `ValueError` for an image or a mask of another type or size.
+    Tags stand beside the objects, inside the image and off one another, where there is room.
     """
-    return _draw(image, detections, alpha, ids)
+    canvas = np.array(image, order="C")
+    items = list(zip(ids or range(1, len(detections) + 1), detections, strict=True))
+    boxed = [item for item in items if item[1].mask is None]
+    masked = [item for item in items if item[1].mask is not None]
+    occupied = _draw_boxes(canvas, boxed)
+    for number, detection in sorted(masked, key=lambda item: -np.count_nonzero(item[1].mask)):
+        mask = np.ascontiguousarray(detection.mask).view(np.uint8)
+        x, y, w, h = cv2.boundingRect(mask)
+        part, mask = (slice(y, y + h), slice(x, x + w)), mask[y : y + h, x : x + w]
+        contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
+        _outline(canvas, contours, number)
+        # The inside comes last and from the image: lines lie outside, and fills of several objects never add up.
+        inside = image[part]
+        if np.count_nonzero(mask) >= LEAST_FILLED * occupied.size:
+            tint = (1 - FILL) * np.arange(256)[:, None] + FILL * np.array(colour(number))  # of each value of a channel
+            inside = cv2.LUT(inside, np.rint(tint).astype(np.uint8)[None])
+        cv2.copyTo(inside, mask, canvas[part])
+        occupied[part] |= mask
+    _draw_tags(canvas, occupied, items, ids is not None)
+    return canvas
 
 
 def draw_boxes(image: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
     """Draw boxes with label and score over an image, masks or not, as `draw_instances` colours and tags them."""
-    return _draw(image, detections, None, None)
-
-
-def colour(number: int) -> tuple[int, int, int]:
-    """RGB of instance `number`, from 1: the palette of the figures first, then what is farthest from all before."""
-    red, green, blue = _colours()[(number - 1) % _COLOURS].tolist()
-    return red, green, blue
-
-
-def _draw(
-    image: np.ndarray, detections: Sequence[Detection], alpha: float | None, ids: Sequence[int] | None
-) -> np.ndarray:
-    """`alpha=None`: boxes only."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"the image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]: see read_image().")
-    canvas = np.array(image, order="C")
-    height, width = image.shape[:2]
-    numbers = range(1, len(detections) + 1) if ids is None else ids
-    masked, boxed, tags = [], [], []
-    for number, detection in zip(numbers, detections, strict=True):
-        box = _inside(detection.box, width, height)
-        tags.append((detection, number, box))
-        if alpha is None or detection.mask is None:
-            boxed.append((number, box))
-            continue
-        mask = detection.mask
-        if mask.shape != (height, width) or mask.dtype != bool:
-            raise ValueError(
-                f"the mask of {detection.label!r} is {mask.dtype} {list(mask.shape)}, expected bool {[height, width]} "
-                "like the image."
-            )
-        mask = np.ascontiguousarray(mask).view(np.uint8)
-        x, y, w, h = cv2.boundingRect(mask)
-        if w:
-            masked.append((number, mask[y : y + h, x : x + w], (x, y)))
-
-    masked.sort(key=lambda item: -cv2.countNonZero(item[1]))  # the smallest last, on top
-    for number, mask, (x, y) in masked:
-        part = (slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1]))
-        # From the image, not the canvas, so that fills never add up to an opaque one.
-        cv2.copyTo(cv2.LUT(image[part], _tint(number, alpha)), mask, canvas[part])
-    line = max(1, round(np.sqrt(height * width) / 450 + 0.5))
-    for number, mask, corner in masked:
-        contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
-        _double(line, number, lambda *pen, lines=contours: cv2.drawContours(canvas, lines, -1, *pen))
-    for number, (x0, y0, x1, y1) in boxed:
-        _double(line, number, lambda *pen, ends=((x0, y0), (x1 - 1, y1 - 1)): cv2.rectangle(canvas, *ends, *pen))
-    _draw_tags(canvas, tags, ids is not None)
+    canvas, items = np.array(image, order="C"), list(enumerate(detections, 1))
+    _draw_tags(canvas, _draw_boxes(canvas, items), items, numbered=False)
     return canvas
 
 
-def _inside(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The pixels that a box touches, at least one, as (x0, y0, x1, y1) with x1 and y1 exclusive."""
-    x0, y0 = (min(max(int(np.floor(v)), 0), size - 1) for v, size in zip(box[:2], (width, height), strict=True))
-    x1, y1 = (min(int(np.ceil(v)), size) for v, size in zip(box[2:], (width, height), strict=True))
+def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Draw what `tracks.json` holds of a frame over it, uint8 RGB `[H, W, 3]`, each object in the colour of its id."""
+    drawn = []
+    for o in objects:
+        mask = coco_mask.decode(o["mask"]).astype(bool)
+        drawn.append(Detection(o["label"], o["score"], o["box"], "groundingdino", mask))
+    return draw_instances(image, drawn, [o["id"] for o in objects])
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """RGB of instance `number`, from 1: the palette of the figures without its black, then other hues."""
+    index = number - 1
+    if index < 7:
+        rgb = to_rgb(PALETTE[index])
+    else:  # by steps of the golden ratio, each hue lies far from those just before it
+        rgb = hsv_to_rgb(((0.05 + 0.618034 * index) % 1, (1, 0.75)[index % 2], (0.9, 0.55, 0.75)[index // 2 % 3]))
+    red, green, blue = (round(255 * value) for value in rgb)
+    return red, green, blue
+
+
+# --- Lines ---------------------------------------------------------------------------------------------------------
+
+
+def _reaches(image: np.ndarray) -> tuple[int, int, int]:
+    """How far from an object its white, its coloured and its black line reach, in pixels: 5, 4 and 1 in 640 x 480."""
+    line = max(2, round(np.sqrt(image.shape[0] * image.shape[1]) / 200))
+    border = max(1, line // 4)
+    return line + 2 * border, line + border, border
+
+
+def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int) -> None:
+    """Draw the three lines around closed paths; what is inside is left to be restored."""
+    for ink, reach in zip(((255, 255, 255), colour(number), (0, 0, 0)), _reaches(canvas), strict=True):
+        cv2.drawContours(canvas, contours, -1, ink, 2 * reach, cv2.LINE_AA)
+
+
+def _draw_boxes(canvas: np.ndarray, items: Numbered) -> np.ndarray:
+    """Draw the boxes and return where they are, uint8 `[H, W]`."""
+    occupied = np.zeros(canvas.shape[:2], np.uint8)
+    for number, detection in items:
+        x0, y0, x1, y1 = _inside(detection.box, canvas)
+        before = canvas[y0:y1, x0:x1].copy()
+        _outline(canvas, [np.array([(x0, y0), (x1 - 1, y0), (x1 - 1, y1 - 1), (x0, y1 - 1)], np.int32)], number)
+        canvas[y0:y1, x0:x1] = before
+        occupied[y0:y1, x0:x1] = 1
+    return occupied
+
+
+def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
+    """The pixels of a box, at least one, far enough from the border of the image that lines around it can be seen."""
+    sides = canvas.shape[1], canvas.shape[0]
+    margin = min(_reaches(canvas)[0], (min(sides) - 1) // 2)
+    x0, y0 = (int(np.clip(np.floor(v), margin, side - margin - 1)) for v, side in zip(box[:2], sides, strict=True))
+    x1, y1 = (int(np.clip(np.ceil(v), margin, side - margin)) for v, side in zip(box[2:], sides, strict=True))
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
-
-
-# --- Colours and lines ---------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def _colours() -> np.ndarray:
-    """uint8 RGB `[_COLOURS, 3]`."""
-    levels = np.linspace(0, 1, 12, dtype=np.float32)
-    candidates = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
-    lab = cv2.cvtColor(candidates[None], cv2.COLOR_RGB2Lab)[0]
-    vivid = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) > 40)
-    candidates, lab = candidates[vivid], lab[vivid]
-    chosen = np.array([to_rgb(name) for name in PALETTE if name != "#000000"], np.float32)  # black would not glow
-    distance = np.full(len(candidates), np.inf)
-    for i in range(_COLOURS):
-        if i == len(chosen):
-            chosen = np.vstack([chosen, candidates[distance.argmax()]])
-        distance = np.minimum(
-            distance, np.linalg.norm(lab - cv2.cvtColor(chosen[None, i : i + 1], cv2.COLOR_RGB2Lab)[0], axis=1)
-        )
-    return np.rint(255 * chosen).astype(np.uint8)
-
-
-def _tint(number: int, alpha: float) -> np.ndarray:
-    """What each of 256 values of each channel becomes below a fill: uint8 `[1, 256, 3]`."""
-    values = (1 - alpha) * np.arange(256)[:, None] + alpha * np.array(colour(number))
-    return np.rint(values).astype(np.uint8)[None]
-
-
-def _double(line: int, number: int, draw: Callable[..., object]) -> None:
-    """A line in the instance's light tone on a wider dark one: one of the two shows on any background."""
-    light = tuple(int(255 - 0.5 * (255 - value)) for value in colour(number))
-    draw((0, 0, 0), line + 2 * max(1, line // 3), cv2.LINE_AA)
-    draw(light, line, cv2.LINE_AA)
 
 
 # --- Tags ----------------------------------------------------------------------------------------------------------
 
 
-def _draw_tags(
-    canvas: np.ndarray, items: Sequence[tuple[Detection, int, tuple[int, int, int, int]]], numbered: bool
-) -> None:
+def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Numbered, numbered: bool) -> None:
     height, width = canvas.shape[:2]
-    size = int(np.clip(np.sqrt(height * width) / 45, _SMALLEST_TEXT, _LARGEST_TEXT))
-    objects = np.array([box for *_, box in items], float).reshape(-1, 4)
-    placed, tags = np.empty((0, 4)), []
-    for detection, number, box in items:
+    size = max(9, round(np.sqrt(height * width) / 45))  # of letters, in pixels
+    margin = _reaches(canvas)[0]  # outlines are not to be hidden either
+    occupied = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
+    covered, placed, tags = cv2.integral(occupied), [], []
+    for number, detection in items:
         prefix = (f"{number} " if numbered else "") + ("~" if detection.source == "clipseg" else "")
-        tag = _tag(prefix, detection.label, f"{detection.score:.2f}", number, size, width, height)
-        if tag is None:
-            continue
-        place = _place(tag.shape[1], tag.shape[0], box, placed, objects, width, height)
-        placed = np.vstack([placed, place])
-        tags.append((tag, place))
-    for tag, (x0, y0, x1, y1) in reversed(tags):  # where there was no room, the first is on top
+        tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, width, height)
+        if tag is not None:
+            place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, covered, placed)
+            placed.append(place)
+            tags.append(tag)
+    for tag, (x0, y0, x1, y1) in reversed(list(zip(tags, placed, strict=True))):  # the first is on top
         canvas[y0:y1, x0:x1] = tag
 
 
-def _place(w, h, box, placed, objects, width, height) -> tuple[int, int, int, int]:
-    """Where a tag of `w` x `h` pixels hides least: other tags above all, then objects; near its own box."""
+def _place(w: int, h: int, box: Box, margin: int, covered: np.ndarray, placed: Sequence[Box]) -> Box:
+    """Where a tag of `w` x `h` pixels hides least, near its box: other tags above all, then objects.
+
+    covered: pixels of objects left of and above each place, int32 `[H + 1, W + 1]`; placed: the tags that are there.
+    """
+    height, width = covered.shape[0] - 1, covered.shape[1] - 1
     x0, y0, x1, y1 = box
-    near = [(x0, y0 - h), (x0, y1), (x1 - w, y0 - h), (x1 - w, y1), (x1, y0), (x0 - w, y0)]
-    near += [(x0, y0), (x1 - w, y0), (x0, y1 - h), (x1 - w, y1 - h)]
-    far = [(x, y) for y in range(0, height - h + 1, h) for x in (x0, x1 - w)]  # where it is crowded
-    corners = np.array(near + far)
-    corners = np.clip(corners, 0, (width - w, height - h))
-    spots = np.hstack([corners, corners + np.array([w, h])])
+    columns = (x0, x1 - w, (x0 + x1 - w) // 2)
+    beside = (x1 + margin + 1, x0 - margin - 1 - w)
+    spots = [(x, y) for y in (y0 - margin - 1 - h, y1 + margin + 1) for x in columns]
+    spots += [(x, y) for y in (y0, (y0 + y1 - h) // 2, y1 - h) for x in beside]
+    spots += [(x, y) for y in range(0, height - h + 1, max(1, h // 2)) for x in (*columns, *beside)]  # for a crowd
+    left, top = np.clip(spots, 0, (width - w, height - h)).T
+    right, bottom = left + w, top + h
 
-    def hidden(others: np.ndarray) -> np.ndarray:
-        """How much of each spot, or of what lies below it if that is smaller, is shared: sums `[spots]`."""
-        low = np.maximum(spots[:, None, :2], others[:, :2])
-        high = np.minimum(spots[:, None, 2:], others[:, 2:])
-        areas = (others[:, 2:] - others[:, :2]).prod(1)
-        return ((high - low).clip(0).prod(-1) / np.minimum(areas, w * h)).sum(1)
-
-    gap = np.maximum(np.array([x0, y0]) - spots[:, 2:], spots[:, :2] - np.array([x1, y1])).clip(0).sum(1) / h
-    cost = 10 * hidden(placed) + hidden(objects) + 0.2 * gap + 0.01 * np.arange(len(spots))
-    return tuple(int(value) for value in spots[cost.argmin()])
+    hidden = covered[bottom, right] - covered[top, right] - covered[bottom, left] + covered[top, left]
+    for a0, b0, a1, b1 in placed:
+        shared_width = (np.minimum(right, a1) - np.maximum(left, a0)).clip(0)
+        shared_height = (np.minimum(bottom, b1) - np.maximum(top, b0)).clip(0)
+        hidden = hidden + 10 * shared_width * shared_height
+    gap = np.maximum(x0 - right, left - x1).clip(0) + np.maximum(y0 - bottom, top - y1).clip(0)
+    i = (20 * hidden / (w * h) + 0.2 * gap / h + 0.001 * np.arange(len(spots))).argmin()
+    return int(left[i]), int(top[i]), int(right[i]), int(bottom[i])
 
 
 @lru_cache(maxsize=64)
-def _tag(prefix: str, label: str, score: str, number: int, size: int, width: int, height: int) -> np.ndarray | None:
-    """A tag as uint8 `[h, w, 3]` that fits into `width` x `height` and takes at most a quarter of it, shortened for
-    that if need be, or `None` if nothing readable does."""
-    label = _printable(label)
-    kept, pixels = min(len(label), _LONGEST_LABEL), size
-    while True:
-        short = label if kept == len(label) else f"{label[:kept].rstrip()}…" if kept else ""
-        # The marks (U+200E) keep prefix, label and score in this order round a label written from right to left.
-        text = f"\u200e{prefix}{short}\u200e {score}"
-        font, pad = _font(pixels), max(1, pixels // 6)
-        w, h = int(np.ceil(font.getlength(text))) + 2 * pad, sum(font.getmetrics()) + pad
-        if w <= width and h <= height and 4 * w * h <= width * height:
+def _tag(prefix: str, label: str, score: str, back: tuple[int, int, int], size: int, width: int, height: int):
+    """A tag as uint8 `[h, w, 3]`, its label shortened to fit into `width`; `None` where not even the score fits."""
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # it comes with matplotlib
+    pad = max(2, size // 5)
+    h = sum(font.getmetrics()) + pad
+    for kept in range(min(len(label), LONGEST_LABEL), -1, -1):
+        text = f"{prefix}{label[:kept].rstrip()}{'…' if kept < len(label) else ''} {score}"
+        w = int(np.ceil(font.getlength(text))) + 2 * pad
+        if w <= width and h <= height:
             break
-        if pixels > _SMALLEST_TEXT:
-            pixels -= 1
-        elif kept:
-            kept -= 1
-        else:
-            return None
-    back = colour(number)
-    # Relative luminance (WCAG 2): black has more contrast above 0.179, white below.
-    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.array(back) / 255]
-    ink = "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
+    else:
+        return None
+    # Relative luminance (WCAG 2): black has more contrast above 0.18, white below.
+    ink = "black" if np.dot((np.array(back) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)) > 0.18 else "white"
     tag = Image.new("RGB", (w, h), back)
     ImageDraw.Draw(tag).text((pad, pad // 2), text, ink, font)
     return np.asarray(tag)
-
-
-@lru_cache
-def _font_path() -> str:
-    return font_manager.findfont("DejaVu Sans")  # comes with matplotlib
-
-
-@lru_cache
-def _letters() -> frozenset[int]:
-    return frozenset(FT2Font(_font_path()).get_charmap())
-
-
-@lru_cache(maxsize=256)
-def _font(pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_path(), pixels)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if ord(letter) in _letters() else "?" for letter in " ".join(text.split()))

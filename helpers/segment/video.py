@@ -8,15 +8,16 @@ with VideoWriter("overlay.mp4", video) as out:     # H.264 that browsers play, t
 
 from __future__ import annotations
 
-import bisect
 import contextlib
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -36,32 +37,15 @@ class VideoError(ValueError):
     """A file that holds no video, or none that can be read."""
 
 
-class VideoFormat(Protocol):
-    """What a new video takes over from another one; a `VideoReader` has all of it."""
-
-    path: Path
-    notes: list[str]
-    width: int
-    height: int
-    fps: float
-    time_base: Fraction
-    aspect: Fraction
-    start: Fraction
-    sound: bool
-
-
 @dataclass(frozen=True)
 class Silent:
-    """The format of a video without sound that is no copy of any: square pixels, a frame each 1 / `fps` seconds."""
+    """The format of a video without sound, of square pixels, with a frame each 1 / `fps` seconds; a `VideoReader` has
+    the same attributes, which are what a `VideoWriter` takes over."""
 
     width: int
     height: int
     fps: int
-    path: Path = Path()
-    notes: list[str] = field(default_factory=list)
-    aspect: Fraction = Fraction(1)
-    start: Fraction = Fraction(0)
-    sound: bool = False
+    aspect, start, sound = Fraction(1), Fraction(0), False
 
     @property
     def time_base(self) -> Fraction:
@@ -130,31 +114,21 @@ class VideoReader:
         """The frames `start` - 1, ..., 0, a few at a time decoded from the last key frame before them on."""
         step = max(1, min(32, _BACKWARDS_BYTES // (3 * self.width * self.height)))
         for stop in range(start, 0, -step):
-            yield from reversed(list(self._between(max(0, stop - step), stop)))
+            wanted = range(max(0, stop - step), stop)
+            with self._open() as container:
+                frames = itertools.takewhile(lambda frame: frame.index < stop, self._after_seek(container, wanted[0]))  # noqa: B023
+                few = [frame for frame in frames if frame.index in wanted]
+            yield from reversed(few)
 
-    def _between(self, start: int, stop: int) -> Iterator[Frame]:
-        with self._open() as container:
-            frames = self._after_seek(container, start) if self._pts else None
-            if frames is None:
-                frames = iter(self)
-            for frame in frames:
-                if frame.index >= stop:
-                    break
-                if frame.index >= start:
-                    yield frame
-
-    def _after_seek(self, container, start: int) -> Iterator[Frame] | None:
-        """Frames from a key frame at or before `start` on; `None` where the file cannot be searched."""
-        try:
+    def _after_seek(self, container, start: int) -> Iterator[Frame]:
+        """Frames from a key frame at or before `start` on, or all of them where the file cannot be searched."""
+        with contextlib.suppress(av.FFmpegError, IndexError):
             container.seek(self._pts[start], stream=container.streams.video[0])
             decoded = self._decode(container)
             first = next(decoded, None)
-        except av.FFmpegError:
-            return None
-        if first is None or first.pts is None or first.pts > self._pts[start] or first.pts not in self._pts:
-            return None
-        index = bisect.bisect_left(self._pts, first.pts)
-        return self._number(_chain(first, decoded), index)
+            if first is not None and first.pts in self._pts[: start + 1]:
+                return self._number(itertools.chain([first], decoded), self._pts.index(first.pts))
+        return iter(self)
 
     def _compare_with_header(self, container) -> None:
         announced = container.streams.video[0].frames
@@ -179,37 +153,28 @@ class VideoReader:
 
     def _packets(self, container) -> Iterator[av.Packet]:
         """Ends where the file does, however it does."""
-        packets = container.demux(container.streams.video[0])
-        while True:
-            try:
-                packet = next(packets)
-            except (StopIteration, av.error.EOFError):
-                return
-            except av.FFmpegError as error:
-                self._note(f"{self.path.name} breaks off: {error.strerror}")
-                return
-            yield packet
+        with self._noting("breaks off"):
+            yield from container.demux(container.streams.video[0])
 
     def _decode(self, container) -> Iterator[av.VideoFrame]:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        container.streams.video[0].thread_type = "AUTO"
         for packet in self._packets(container):
-            with contextlib.suppress(av.error.EOFError):
-                try:
-                    yield from packet.decode()
-                except av.error.EOFError:
-                    raise
-                except av.FFmpegError as error:
-                    self._note(f"{self.path.name} is damaged: {error.strerror}")
+            with self._noting("is damaged"):
+                yield from packet.decode()
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except av.FFmpegError as error:
+            if not isinstance(error, EOFError):
+                self._note(f"{self.path.name} {what}: {error.strerror}")
 
     def _number(self, decoded: Iterator[av.VideoFrame], index: int) -> Iterator[Frame]:
-        last = None
+        pts = -math.inf
         for index, frame in enumerate(decoded, index):  # noqa: B020
-            pts = frame.pts
-            if pts is None:
-                pts = round((Fraction(index) / Fraction(self.fps) + self.start) / self.time_base)
-            pts = pts if last is None else max(pts, last + 1)
-            last = pts
+            counted = round((Fraction(index) / Fraction(self.fps) + self.start) / self.time_base)
+            pts = max(counted if frame.pts is None else frame.pts, pts + 1)
             yield Frame(index, pts, float(pts * self.time_base - self.start), self._upright(frame))
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
@@ -223,17 +188,12 @@ class VideoReader:
             self.notes.append(text)
 
 
-def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
-    yield first
-    yield from rest
-
-
-def read_ahead(items: Iterable[Item], depth: int = 3) -> Iterator[Item]:
-    """The same items, up to `depth` of them made on another thread while the last one is in use."""
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, up to three of them made on another thread while the last one is in use."""
     items, end = iter(items), object()
     pool = ThreadPoolExecutor(1)
     try:
-        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        waiting = deque(pool.submit(next, items, end) for _ in range(3))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, items, end))
             yield item
@@ -251,7 +211,7 @@ class VideoWriter:
     the format wants even ones. `quality` is x264's CRF: lower is better and larger. `frames` counts what was written.
     """
 
-    def __init__(self, path: Path | str, like: VideoFormat, quality: int = 20) -> None:
+    def __init__(self, path: Path | str, like: VideoReader | Silent, quality: int = 20) -> None:
         self.path, self.frames = Path(path), 0
         self._like, self._quality = like, quality
         self._cleanup = contextlib.ExitStack()
@@ -272,120 +232,104 @@ class VideoWriter:
             context.options = {"crf": str(self._quality), "preset": "veryfast", "x264-params": "mbtree=0"}
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED_RANGE
-            self._sound = stack.enter_context(_Sound(like, self._file)) if like.sound else None
-            self._offset = round(like.start / like.time_base)
+            self._sound = stack.enter_context(contextlib.closing(_sound(like, self._file))) if like.sound else iter(())
+            self._heard = next(self._sound, None)  # adds its stream, which has to be before the first frame
             self._cleanup = stack.pop_all()
         return self
 
     def write(self, image: np.ndarray, pts: int) -> None:
         """Add a frame, uint8 RGB [H, W, 3] of the reader's size, to be shown from `pts` on, later than the last one."""
-        height, width = self._like.height, self._like.width
-        if image.dtype != np.uint8 or image.shape != (height, width, 3):
-            raise ValueError(f"a frame is {image.dtype} {list(image.shape)}, expected uint8 {[height, width, 3]}")
-        if height % 2 or width % 2:
-            image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        like = self._like
+        if image.dtype != np.uint8 or image.shape != (like.height, like.width, 3):
+            expected = [like.height, like.width, 3]
+            raise ValueError(f"a frame is {image.dtype} {list(image.shape)}, expected uint8 {expected}")
+        if like.height % 2 or like.width % 2:
+            image = np.pad(image, ((0, like.height % 2), (0, like.width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        frame.pts, frame.time_base = pts - self._offset, self._like.time_base
+        frame.pts, frame.time_base = pts - round(like.start / like.time_base), like.time_base
         self._file.mux(self._video.encode(frame))
         self.frames += 1
-        if self._sound:
-            self._sound.write_until(pts * self._like.time_base)
+        self._hear_until(pts * like.time_base)
+
+    def _hear_until(self, seconds: float | Fraction) -> None:
+        """Write the sound before `seconds` on the clock of the file that it comes from."""
+        while self._heard and self._heard[0] < seconds:
+            self._file.mux(self._heard[1])
+            self._heard = next(self._sound, None)
 
     def __exit__(self, kind, error, trace) -> None:
         if not self.frames:
-            nothing = error or VideoError(f"{self.path}: no frame was written")
-            self._cleanup.__exit__(type(nothing), nothing, trace)
-            if error is None:
-                raise nothing
-            return
+            error = error or VideoError(f"{self.path}: no frame was written")
+            self._cleanup.__exit__(type(error), error, trace)
+            raise error
         with self._cleanup:
-            if self._sound and error is None:
-                self._sound.write_until(None)
+            if error is None:
+                self._hear_until(math.inf)
             self._file.mux(self._video.encode(None))
 
 
-class _Sound:
-    """The first sound of a file that can be decoded, given to an MP4 in step with its frames."""
-
-    def __init__(self, video: VideoFormat, out: av.container.OutputContainer) -> None:
-        self._start, self._notes, self._out = video.start, video.notes, out
-        self._in = av.open(str(video.path))
-        self._stream = next(stream for stream in self._in.streams.audio if stream.codec_context)
-        context = self._stream.codec_context
-        self._copied = context.codec.canonical_name in _COPIED_SOUND
-        if self._copied:
-            self._target = out.add_stream_from_template(self._stream)
+def _sound(video: VideoReader, out: av.container.OutputContainer) -> Iterator[tuple[Fraction, list[av.Packet]]]:
+    """The first sound of a file that can be decoded: its times in seconds, and packets of it for the MP4 `out`."""
+    with av.open(str(video.path)) as file:
+        stream = next(stream for stream in file.streams.audio if stream.codec_context)
+        context = stream.codec_context
+        copied = context.codec.canonical_name in _COPIED_SOUND
+        if copied:
+            target = out.add_stream_from_template(stream)
         else:
-            self._target = out.add_stream("aac", rate=context.sample_rate)
-            self._target.codec_context.layout = "stereo" if context.channels > 1 else "mono"
-            self._resampler = av.AudioResampler("fltp", self._target.codec_context.layout, context.sample_rate)
-        self._packets = self._read()
-        self._next = next(self._packets, None)
-
-    def __enter__(self) -> _Sound:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if not self._copied:
-            self._out.mux(self._target.encode(None))
-        self._in.close()
-
-    def write_until(self, seconds: Fraction | None) -> None:
-        """Write what is heard before `seconds` on the file's clock, or all that is left."""
-        while self._next is not None and (seconds is None or self._next.pts * self._next.time_base < seconds):
-            packet, self._next = self._next, next(self._packets, None)
-            offset = round(self._start / packet.time_base)
-            if self._copied:
-                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
-                packet.stream = self._target
-                self._out.mux(packet)
-                continue
-            with contextlib.suppress(av.FFmpegError):  # a damaged packet is a click, no more
-                for frame in packet.decode():
-                    frame.pts = None if frame.pts is None else frame.pts - offset
-                    for piece in self._resampler.resample(frame):
-                        self._out.mux(self._target.encode(piece))
-
-    def _read(self) -> Iterator[av.Packet]:
+            target = out.add_stream("aac", rate=context.sample_rate)
+            target.codec_context.layout = "stereo" if context.channels > 1 else "mono"
         try:
-            for packet in self._in.demux(self._stream):
-                if packet.size and packet.pts is not None and packet.dts is not None:
-                    yield packet
+            for packet in file.demux(stream):
+                if not packet.size or packet.pts is None or packet.dts is None:
+                    continue
+                seconds, offset = packet.pts * packet.time_base, round(video.start / packet.time_base)
+                packet.pts, packet.dts, packets = packet.pts - offset, packet.dts - offset, []
+                if copied:
+                    packet.stream = target
+                    packets = [packet]
+                else:
+                    with contextlib.suppress(av.FFmpegError):  # a damaged packet is a click, no more
+                        packets = [piece for frame in packet.decode() for piece in target.encode(frame)]
+                yield seconds, packets
         except av.FFmpegError as error:
-            self._notes.append(f"the sound breaks off: {error.strerror}")
+            video.notes.append(f"the sound breaks off: {error.strerror}")
+        finally:  # also where the writer closes it early
+            if not copied:
+                out.mux(target.encode(None))
 
 
-def player(path: Path | str, most_bytes: int = 6 * 2**20) -> Any:
+PLAYER_BYTES = 6 * 2**20
+
+
+def player(path: Path | str) -> Any:
     """A player for a notebook that carries the video within itself, so that it plays wherever the notebook is opened.
 
-    A file of more than `most_bytes` is shown as a preview: half the size, coarser, and as much of it as fits.
+    A file of more than `PLAYER_BYTES` is shown as a preview: half the size, coarser, and as much of it as fits.
     """
     from IPython.display import Video
 
     path = Path(path)
-    if path.stat().st_size > most_bytes:
-        path = _preview(path, most_bytes)
+    if path.stat().st_size > PLAYER_BYTES:
+        path = _preview(path)
     return Video(data=path.read_bytes(), mimetype="video/mp4", embed=True, html_attributes="controls loop muted")
 
 
-def _preview(path: Path, most_bytes: int) -> Path:
+def _preview(path: Path) -> Path:
     """Write the preview beside the video and return its path."""
     video, out = VideoReader(path), path.with_name(f"{path.stem}_preview.mp4")
-    width, height = max(2, video.width // 4 * 2), max(2, video.height // 4 * 2)
-    small = Silent(width, height, max(1, round(video.fps)))
+    small = Silent(max(2, video.width // 4 * 2), max(2, video.height // 4 * 2), max(1, round(video.fps)))
     length = len(video)
     while True:
         with VideoWriter(out, small, quality=32) as writer:
-            for frame in video:
-                if frame.index == length:
-                    break
-                image = np.array(Image.fromarray(frame.image).resize((width, height), reducing_gap=2.0))
-                writer.write(image, frame.index)
+            for frame in itertools.islice(video, length):
+                image = Image.fromarray(frame.image).resize((small.width, small.height), reducing_gap=2.0)
+                writer.write(np.array(image), frame.index)
         size = out.stat().st_size
-        if size <= most_bytes or length == 1:
+        if size <= PLAYER_BYTES or length == 1:
             return out
-        length = max(1, int(0.9 * length * most_bytes / size))
+        length = max(1, int(0.9 * length * PLAYER_BYTES / size))
 
 
 def save_first_frame(path: Path | str, image: Path) -> Path:

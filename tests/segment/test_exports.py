@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import time
 
 import cv2
@@ -58,20 +59,16 @@ def test_formats(export, formats):
     assert parse_formats(export) == formats
 
 
-@pytest.mark.parametrize(("export", "named"), [
-    ("voc", "export='voc': give any of coco, yolo, cutouts"), ("coco yolo", "'coco yolo': give"),
-    ("coco, voc", "export='coco, voc', 'voc' in it: give"), (True, "export=True: give"),
-    (["coco"], r"\['coco'\]: give"), (3, "export=3: give"),
-])  # fmt: skip
-def test_other_formats_are_refused_by_name(export, named):
-    with pytest.raises(ValueError, match=named):
+@pytest.mark.parametrize("export", ["voc", "coco yolo", "coco, voc", True, ["coco"], 3])
+def test_other_formats_are_refused_by_name(export):
+    with pytest.raises(ValueError, match=re.escape(f"export={export!r}: give any of coco, yolo, cutouts")):
         parse_formats(export)
 
 
 # --- Polygons ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_polygon_is_its_mask_with_parts_and_holes(seed):
     mask = blob(seed)
     height, width = mask.shape
@@ -84,7 +81,7 @@ def test_a_polygon_is_its_mask_with_parts_and_holes(seed):
 
 
 def test_a_part_without_holes_is_exact():
-    for seed in range(20):
+    for seed in range(8):
         mask = blob(seed, holes=False)
         count, labels = cv2.connectedComponents(mask.astype(np.uint8))
         for i in range(1, count):

@@ -1,6 +1,5 @@
 """Every kind of image file that users bring, as the RGB that a viewer shows, or refused in one sentence."""
 
-import os
 import struct
 import unicodedata
 import zlib
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.segment import images
 from helpers.segment.images import ImageError, find_images, output_names, read_first, read_image
 
 UNCOMPRESSED = (cv2.IMWRITE_TIFF_COMPRESSION, 1)  # the default of some versions of OpenCV is lossy for floats
@@ -96,12 +94,9 @@ def test_palettes(tmp_path):
         assert (read_image(tmp_path / name) == white).all()
     image.save(tmp_path / "bytes.png", transparency=bytes([255, 0, 255]))
     assert (read_image(tmp_path / "bytes.png") == white).all()
-
-
-def test_a_transparent_colour_without_alpha(tmp_path):
-    pixels = np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=(9, 9, 9))
-    assert read_image(tmp_path / "a.png").tolist() == [[[1, 2, 3], [255, 255, 255]]]
+    pixels = np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8)  # a colour without a palette
+    Image.fromarray(pixels).save(tmp_path / "colour.png", transparency=(9, 9, 9))
+    assert read_image(tmp_path / "colour.png").tolist() == [[[1, 2, 3], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "pgm"])
@@ -195,8 +190,8 @@ def test_extreme_shapes(tmp_path, size):
 
 
 @pytest.mark.filterwarnings("error")
-def test_more_than_60_megapixels(tmp_path):
-    """Pillow's own limit is 89 megapixels, and warns."""
+def test_90_megapixels(tmp_path):
+    """Pillow's own limit is 89, and warns."""
     Image.new("L", (12_000, 7_500), 90).save(tmp_path / "a.png", compress_level=1)
     image = read_image(tmp_path / "a.png")
     assert image.shape == (7_500, 12_000, 3) and image[-1, -1].tolist() == [90, 90, 90]
@@ -214,20 +209,12 @@ def png_header(width, height):
     )
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [16_000, 50_000])
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch, side):
     (tmp_path / "a.png").write_bytes(png_header(side, side))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(ImageError, match=r"a\.png .*250,?000,?000"):
+    with pytest.raises(ImageError, match=r"a\.png .*250,000,000"):
         read_image(tmp_path / "a.png")
-
-
-def test_too_many_pixels_in_a_tiff_that_opencv_reads(tmp_path, monkeypatch):
-    cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((20, 30, 3), np.float32))
-    monkeypatch.setattr(images, "MAX_PIXELS", 599)
-    with pytest.raises(ImageError, match=r"a\.tif has 30 x 20 = 600 pixels"):
-        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "bmp"])
@@ -252,7 +239,7 @@ def test_damaged_float_tiff(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", r"a\.jpg is empty \(0 bytes\)"),
+    (b"", r"a\.jpg is no image .*starts with b''"),
     (b"<!DOCTYPE html><html>", r"a\.jpg is no image .*DOCTYPE html"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"a\.jpg is no image .*convert HEIC"),
     (bytes(1000), r"a\.jpg is no image"),
@@ -263,23 +250,15 @@ def test_what_is_no_image(tmp_path, content, message):
         read_image(tmp_path / "a.jpg")
 
 
-def test_what_is_no_file(tmp_path, monkeypatch):
-    with pytest.raises(ImageError, match="is a folder"):
-        read_image(tmp_path)
-    with pytest.raises(ImageError, match="no such file"):
-        read_image(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="is a device or a pipe"):
-        read_image(os.devnull)
-    with pytest.raises(ImageError, match="may not be read"):
-        read_image("x" * 5000)
-    Image.new("L", (1, 1)).save(tmp_path / "a.png")
-
-    def refuse(*args):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)  # chmod does not stop root
-    with pytest.raises(ImageError, match=r"a\.png may not be read \(Permission denied\)"):
-        read_image(tmp_path / "a.png")
+@pytest.mark.parametrize(("name", "message"), [
+    (".", "Is a directory"), ("a.jpg", "No such file"), ("secret.png", "Permission denied")
+])  # fmt: skip
+def test_what_cannot_be_opened(tmp_path, monkeypatch, name, message):
+    if name == "secret.png":  # chmod does not stop root
+        error = PermissionError(13, "Permission denied")
+        monkeypatch.setattr("builtins.open", lambda *args, **options: (_ for _ in ()).throw(error))
+    with pytest.raises(ImageError, match=rf"cannot be opened \({message}.*give an image file"):
+        read_image(tmp_path / name)
 
 
 # --- Which images --------------------------------------------------------------------------------------------------
@@ -340,27 +319,21 @@ def test_names_with_the_signs_of_a_pattern(album):
 
 
 @pytest.mark.parametrize(("path", "message"), [
-    ("deep/er/none", r"no such file or folder; .*er holds 3\.Jpeg"),
-    ("gone/none", r"there is no folder .*gone either"),
-    ("folder.png", r"no image directly in it \(found: nothing\)"),
-    ("*.txt", r"no image among its matches \(found: .*notes\.txt\); looked for the suffixes jpg"),
-    ("*.nef", r"\(found: nothing\).*upper and lower case"),
+    ("deep/er/none", r"no such file or folder; .*er: .*3\.Jpeg"),
+    ("gone/none", r"no such file or folder; .*gone: nothing"),
+    ("folder.png", r"no image there; .*: nothing.*a pattern"),
+    ("deep/er/..", r"\.\.: no image there; .*er/*"),
+    ("*.txt", r"no image there; found: .*notes\.txt.*Suffixes: jpg"),
+    ("*.nef", r"no image there; found: nothing"),
     ("~nobody-of-this-name/a.jpg", "no such file or folder"),
-    ("a\0b", "no such file or folder"),
-    ("x" * 5000, "may not be read"),
+    ("", "is empty: give a file"), ("  ", "is empty: give a file"),  # not the current folder
 ])  # fmt: skip
 def test_nothing_found(album, monkeypatch, path, message):
     monkeypatch.chdir(album)
+    (album / "deep" / "1.tiff").unlink()
     with pytest.raises(ImageError, match=message) as caught:
         find_images(path)
-    assert path in str(caught.value)
-
-
-def test_a_folder_with_images_further_down_only(album):
-    (album / "top" / "sub").mkdir(parents=True)
-    (album / "top" / "sub" / "a.png").touch()
-    with pytest.raises(ImageError, match=r"\(found: sub/\).*\*\*.* searches sub-folders too"):
-        find_images(album / "top")
+    assert path.strip() in str(caught.value)
 
 
 def test_the_first_that_can_be_read(tmp_path, photo):
@@ -370,17 +343,10 @@ def test_the_first_that_can_be_read(tmp_path, photo):
     path, image = read_first([bad, good, worse])
     assert path == good
     np.testing.assert_array_equal(image, photo)
-    with pytest.raises(ImageError, match=r"none of the 2 images can be read; the last one: .*3\.png: no such"):
+    with pytest.raises(ImageError, match=r"none of the 2 images can be read; the last one: .*3\.png cannot be opened"):
         read_first([bad, worse])
     with pytest.raises(ImageError, match=r"^\S*1\.png is no image"):
         read_first([bad])
-
-
-@pytest.mark.parametrize("path", ["", "  "])
-def test_an_empty_path_is_not_the_current_folder(album, monkeypatch, path):
-    monkeypatch.chdir(album)
-    with pytest.raises(ImageError, match="is empty: give a file"):
-        find_images(path)
 
 
 # --- Where the results of each image go ----------------------------------------------------------------------------
@@ -392,10 +358,10 @@ def test_an_empty_path_is_not_the_current_folder(album, monkeypatch, path):
     (["cat.jpg", "Cat.png", "dog.jpg"], ["cat_jpg", "Cat_png", "dog"]),
     (["a/1.jpg", "b/1.jpg", "a/1.png"], ["a_1_jpg", "b_1_jpg", "1_png"]),
     (["x/a/1.jpg", "y/a/1.jpg"], ["a_1_jpg", "a_1_jpg_2"]),
-    (["cat.jpg", "cat.png", "cat_jpg.gif"], ["cat_jpg", "cat_png", "cat_jpg_2"]),
+    (["f/cat.jpg", "f/cat.png", "f/cat_jpg.gif"], ["f_cat_jpg", "cat_png", "f_cat_jpg_gif"]),
     (["f/\u00e9.jpg", "f/e\u0301.jpg"], ["f_é_jpg", "f_é_jpg_2"]),
     (["кошка.jpg", "猫.jpg"], ["кошка", "猫"]),
-    (['a:b?<"|>*.jpg', "con.jpg", "end. .jpg", "...jpg", ".jpg"], ["a_b______", "con_", "end", "_", "jpg"]),
+    (['a:b?<"|>*.jpg', "end. .jpg", "...jpg", ".jpg"], ["a_b______", "end", "_", "jpg"]),
 ])  # fmt: skip
 def test_output_names(tmp_path, monkeypatch, paths, expected):
     monkeypatch.chdir(tmp_path)

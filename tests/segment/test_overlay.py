@@ -1,24 +1,23 @@
-"""Drawn detections: whose pixels change and to which colours, where tags lie, and sizes from 1 pixel up."""
+"""Drawn detections: what of the objects can still be seen, where outlines and tags lie, and sizes from 1 pixel up."""
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
+from helpers.common.boxes import mask_box
 from helpers.common.figures import PALETTE
-from helpers.segment import overlay
 from helpers.segment.detections import Detection
-from helpers.segment.overlay import colour, draw_boxes, draw_instances
-from helpers.shapes.synthetic import shape_mask
+from helpers.segment.outputs import track_entry
+from helpers.segment.overlay import colour, draw_boxes, draw_instances, draw_tracked
+from helpers.shapes.synthetic import make_scene, shape_mask
 
 
 def detection(height, width, shape="circle", cx=0.5, cy=0.5, size=0.4, label="red circle", source="groundingdino"):
     """A shape placed in shares of the canvas."""
     mask = shape_mask(shape, height, width, cx * width, cy * height, max(1, size * min(height, width))) >= 0.5
-    rows, columns = np.nonzero(mask)
-    box = (0, 0, 1, 1)
-    if len(rows):
-        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    box = mask_box(mask) if mask.any() else (0, 0, 1, 1)
     return Detection(label, 0.87, tuple(map(float, box)), source, mask, 0.9)
 
 
@@ -26,79 +25,98 @@ def gray(height, width, value=120):
     return np.full((height, width, 3), value, np.uint8)
 
 
-def tags(image, detections, **more):
-    """(x0, y0, x1, y1) of each tag: the box round the pixels that bear exactly the colour of the detection."""
-    found = []
-    for i in range(len(detections)):
-        number = more.get("ids", range(1, len(detections) + 1))[i]
-        rows, columns = np.nonzero((draw_instances(image, detections, **more) == colour(number)).all(-1))
-        found.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-    return found
+def tag_of(drawn, number):
+    """(x0, y0, x1, y1) of a tag: what has exactly the colour of the instance, apart from lines."""
+    exact = (drawn == colour(number)).all(-1).astype(np.uint8)
+    size = max(7, drawn.shape[0] // 70)
+    solid = cv2.morphologyEx(exact, cv2.MORPH_CLOSE, np.ones((size, size)))  # closes the letters
+    return mask_box(cv2.morphologyEx(solid, cv2.MORPH_OPEN, np.ones((size, 2 * size))).astype(bool))
 
 
-def eroded(mask, pixels):
-    """The pixels whose neighbourhood of that radius lies in the mask, by shifting."""
-    kept = mask.copy()
-    for dy, dx in itertools.product(range(-pixels, pixels + 1), repeat=2):
-        kept &= np.roll(mask, (dy, dx), (0, 1))
-    return kept
+def shrunk(mask, pixels):
+    return cv2.erode(mask.astype(np.uint8), np.ones((2 * pixels + 1,) * 2)).astype(bool)
 
 
-def test_the_fill_is_blended_and_the_rest_stays(monkeypatch):
-    monkeypatch.setattr(overlay, "_draw_tags", lambda *args: None)
-    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
-    before = image.copy()
-    one = detection(240, 320)
-    drawn = draw_instances(image, [one], alpha=0.3)
-    assert (image == before).all() and drawn.dtype == np.uint8 and drawn.shape == image.shape
-    inside, outside = eroded(one.mask, 5), eroded(~one.mask, 5)
-    assert inside.sum() > 4000
-    assert np.abs(drawn[inside] - (0.7 * image[inside] + 0.3 * np.array(colour(1)))).max() <= 0.51
-    assert (drawn[outside] == image[outside]).all()
+# --- Objects and lines ---------------------------------------------------------------------------------------------
 
 
-def test_overlapping_fills_do_not_add_up_and_the_small_one_is_on_top(monkeypatch):
-    monkeypatch.setattr(overlay, "_draw_tags", lambda *args: None)
-    image = gray(240, 320)
-    large, small = detection(240, 320, size=0.9), detection(240, 320, size=0.4)
-    for order in ([large, small], [small, large]):
-        drawn = draw_instances(image, order, alpha=0.5)
-        expected = 60 + 0.5 * np.array(colour(1 + order.index(small)))
-        assert np.abs(drawn[120, 160] - expected).max() <= 0.51
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [(240, 320), (480, 640)])
+def test_objects_keep_their_colour(size, seed):
+    """Each stays nearer to what it was than the colours of two prompts are to each other, by far."""
+    scene = make_scene(np.random.default_rng(seed), *size, objects=(4, 5), min_diameter=min(size) / 8)
+    masks = [np.asarray(item.mask) >= 0.5 for item in scene.objects]
+    found = [Detection("red circle", 0.9, mask_box(mask), "groundingdino", mask, 0.9) for mask in masks]
+    before = scene.image.copy()
+    drawn = draw_instances(scene.image, found)
+    assert (scene.image == before).all() and drawn.dtype == np.uint8 and drawn.shape == before.shape
+    for mask in masks:
+        means = [image[mask].mean(0) for image in (before.astype(float), drawn.astype(float))]
+        assert np.linalg.norm(means[0] - means[1]) < 50  # red and orange are 165 apart, purple and pink 180
+    outside = shrunk(~np.any(masks, axis=0), 6)
+    for number in range(1, len(masks) + 1):
+        x0, y0, x1, y1 = tag_of(drawn, number)
+        outside[max(0, y0 - 3) : y1 + 3, max(0, x0 - 3) : x1 + 3] = False
+    assert (drawn[outside] == before[outside]).all()
 
 
-@pytest.mark.parametrize("value", [0, 60, 128, 200, 255])
+def test_small_objects_are_not_filled_and_fills_do_not_add_up():
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    small, large, larger = (detection(480, 640, size=size) for size in (0.05, 0.4, 0.8))
+    drawn = draw_instances(image, [small])
+    assert (drawn[small.mask] == image[small.mask]).all()
+    for order in ([large, larger], [larger, large]):
+        drawn = draw_instances(image, order)
+        change = np.abs(drawn[large.mask] - image[large.mask].astype(float))
+        assert 0 < change.max() <= 0.2 * 255
+        own = image + 0.1 * (np.array(colour(1 + order.index(large))) - image.astype(float))
+        assert np.abs(drawn[large.mask] - own[large.mask]).max() <= 0.51  # the smaller one is on top
+
+
+@pytest.mark.parametrize("value", [0, 60, 128, 200, 255, "own"])
 @pytest.mark.parametrize("number", [1, 2, 5, 7, 12])
 def test_the_outline_stands_out_on_any_background(value, number):
-    """Across the contour something is much darker, or much brighter, than the image and than the fill."""
-    image, square = gray(240, 320, value), detection(240, 320, "square", size=0.6)
+    """Across the contour there is the instance's colour, something much darker or brighter than the image, and than
+    the object, even where all of it has that very colour."""
+    image = gray(240, 320, colour(number) if value == "own" else value)
+    square = detection(240, 320, "square", size=0.6)
     drawn = draw_instances(image, [square], ids=[number])
     edge = square.mask[120].argmax()
-    row = drawn[120, edge - 10 : edge + 11] @ np.array([0.299, 0.587, 0.114])  # from the background into the fill
-    line = row[7:14]
-    assert np.abs(line - row[0]).max() > 60 and np.abs(line - row[-1]).max() > 60
+    line = drawn[120, edge - 6 : edge + 1]
+    assert np.abs(line - np.array(colour(number), float)).max(1).min() < 30
+    light = line @ np.array([0.299, 0.587, 0.114])
+    for beside in (drawn[120, edge - 20], drawn[120, edge + 20]):
+        assert np.abs(light - beside @ np.array([0.299, 0.587, 0.114])).max() > 60
+    assert (drawn[120, edge + 2 : edge + 100] == drawn[120, edge + 20]).all()  # inside there is no line
 
 
-def test_holes_are_outlined_and_stay_unfilled(monkeypatch):
-    monkeypatch.setattr(overlay, "_draw_tags", lambda *args: None)
-    image = gray(240, 320)
+def test_a_line_parts_objects_that_touch():
+    left, right = np.zeros((2, 240, 320), bool)
+    left[60:180, 60:160], right[60:180, 160:260] = True, True
+    found = [Detection("cat", 0.9, mask_box(mask), "groundingdino", mask) for mask in (left, right)]
+    row = draw_instances(gray(240, 320), found)[120].astype(int)
+    assert np.abs(row[154:166] - row[130]).max() > 60 and np.abs(row[154:166] - row[200]).max() > 60
+
+
+def test_holes_are_outlined_and_stay_unfilled():
     ring = detection(240, 320, "ring", size=0.8)
-    drawn = draw_instances(image, [ring])
+    drawn = draw_instances(gray(240, 320), [ring])
     assert not ring.mask[120, 160] and (drawn[120, 160] == 120).all()
     inner = ring.mask[120, 160:].argmax()
-    assert (drawn[120, 160 + inner - 3 : 160 + inner + 3] != 120).any(-1).all()
+    assert (drawn[120, 160 + inner - 3 : 160 + inner] != 120).any(-1).all()
 
 
-def test_boxes_only():
-    image = gray(240, 320)
-    one = detection(240, 320)
+def test_boxes():
+    image, one = gray(240, 320), detection(240, 320)
     drawn = draw_boxes(image, [one])
-    assert (drawn[120, 160] == 120).all()  # no fill
     x0, y0, x1, y1 = map(int, one.box)
-    for x, y in ((x0, 120), (x1 - 1, 120), (160, y0), (160, y1 - 1)):
+    assert (drawn[y0:y1, x0:x1] == 120).all()  # no fill
+    for x, y in ((x0 - 2, 120), (x1 + 1, 120), (160, y0 - 2), (160, y1 + 1)):
         assert (drawn[y, x] != 120).any()
     one.mask = None
     assert (draw_boxes(image, [one]) == drawn).all() and (draw_instances(image, [one]) == drawn).all()
+    whole = draw_boxes(image, [Detection("sky", 0.9, (-5.0, 0.0, 320.0, 260.0), "groundingdino")])
+    assert (whole[:4] != 120).any() and (whole[-4:] != 120).any()  # its lines are inside the image
 
 
 def test_no_detections_and_an_empty_mask():
@@ -109,101 +127,90 @@ def test_no_detections_and_an_empty_mask():
     assert (draw_instances(image, [empty]) != image).any()  # its tag
 
 
-# --- Colours -------------------------------------------------------------------------------------------------------
-
-
 def test_colours_are_distinct_and_start_with_the_palette():
     hexes = ["#{:02X}{:02X}{:02X}".format(*colour(number)) for number in range(1, 129)]
     assert hexes[:7] == list(PALETTE[:7]) and len(set(hexes)) == 128
     first = np.array([colour(number) for number in range(1, 25)], float)
     distance = np.linalg.norm(first[:, None] - first, axis=-1) + 1e3 * np.eye(24)
     assert distance.min() > 45
-    assert colour(129) == colour(1) and colour(10**6) == colour(10**6 % 128)
+    assert all(0 <= value <= 255 for value in colour(10**6))
 
 
-def test_an_id_keeps_its_colour():
-    image = gray(240, 320)
-    left, right = detection(240, 320, cx=0.25), detection(240, 320, cx=0.75)
-    both, alone = draw_instances(image, [left, right], ids=[3, 8]), draw_instances(image, [right], ids=[8])
-    assert (both[120, 240] == alone[120, 240]).all() and (both[120, 240] != both[120, 80]).any()
-    assert (draw_instances(image, [right])[120, 240] != alone[120, 240]).any()
+def test_a_tracked_object_keeps_its_colour():
+    image, masks = gray(240, 320), [detection(240, 320, cx=cx, size=0.3).mask for cx in (0.25, 0.75)]
+    entries = [track_entry(number, "cat", 0.9, mask) for number, mask in zip((3, 8), masks, strict=True)]
+    both, alone = draw_tracked(image, entries), draw_tracked(image, entries[1:])
+    assert (both[masks[1]] == alone[masks[1]]).all() and (both[masks[0]][0] != both[masks[1]][0]).any()
+    found = Detection("cat", 0.9, mask_box(masks[1]), "groundingdino", masks[1])
+    assert (draw_instances(image, [found])[masks[1]] != alone[masks[1]]).any()
+    assert (draw_tracked(image, []) == image).all()
     with pytest.raises(ValueError, match="argument"):
-        draw_instances(image, [left, right], ids=[3])
+        draw_instances(image, [found, found], ids=[3])
 
 
 # --- Tags ----------------------------------------------------------------------------------------------------------
 
 
-def test_tags_are_inside_and_apart():
-    detections = [
-        detection(480, 640, cx=cx, cy=cy, size=0.15, label=f"object {i}")
-        for i, (cx, cy) in enumerate(
-            [(0.1, 0.1), (0.12, 0.14), (0.95, 0.05), (0.93, 0.97), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)]
-        )
-    ]
-    found = tags(gray(480, 640), detections)
-    for x0, y0, x1, y1 in found:
+@pytest.mark.parametrize("draw", [draw_instances, draw_boxes])
+def test_tags_are_inside_beside_the_objects_and_apart(draw):
+    centres = [(0.1, 0.1), (0.12, 0.24), (0.95, 0.05), (0.93, 0.97), (0.5, 0.5), (0.5, 0.62), (0.62, 0.5)]
+    found = [detection(480, 640, cx=cx, cy=cy, size=0.15, label=f"object {i}") for i, (cx, cy) in enumerate(centres)]
+    drawn = draw(gray(480, 640), found)
+    places = [tag_of(drawn, number) for number in range(1, len(found) + 1)]
+    objects = np.any([d.mask for d in found], axis=0)
+    for (x0, y0, x1, y1), d in zip(places, found, strict=True):
         assert 0 <= x0 < x1 <= 640 and 0 <= y0 < y1 <= 480 and x1 - x0 > 40 and 10 < y1 - y0 < 30
-    for (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) in itertools.combinations(found, 2):
+        assert not objects[y0:y1, x0:x1].any()
+        left, top, right, bottom = d.box  # at most a few tags away from what it names
+        assert max(left - x1, x0 - right, 0) + max(top - y1, y0 - bottom, 0) < 60
+    for (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) in itertools.combinations(places, 2):
         assert min(ax1, bx1) <= max(ax0, bx0) or min(ay1, by1) <= max(ay0, by0)
 
 
 def test_tags_do_not_hide_small_objects():
-    close = [detection(480, 640, size=0.05, cy=0.5 + 0.06 * i) for i in range(3)]  # each below the other
+    close = [detection(480, 640, size=0.05, cy=0.5 + 0.075 * i) for i in range(3)]  # each below the other
     drawn = draw_instances(gray(480, 640), close)
     for one in close:
-        for number in (1, 2, 3):
-            assert not (drawn[one.mask] == colour(number)).all(-1).any()
+        assert (drawn[one.mask] == 120).all()
 
 
 def test_text_is_black_or_white_by_contrast():
     for number, ink in ((1, 255), (7, 0), (5, 0)):  # blue, yellow, orange
-        tag = overlay._tag("", "cat", "0.87", number, 20, 640, 480)
+        drawn = draw_instances(gray(480, 640), [detection(480, 640)], ids=[number])
+        x0, y0, x1, y1 = tag_of(drawn, number)
+        tag = drawn[y0:y1, x0:x1]
         assert (tag == ink).all(-1).any() and not (tag == 255 - ink).all(-1).any()
 
 
 def test_text_grows_with_the_image():
     heights = []
     for height, width in ((120, 160), (480, 640), (1920, 2560)):
-        ((_, y0, _, y1),) = tags(gray(height, width), [detection(height, width)])
+        _, y0, _, y1 = tag_of(draw_instances(gray(height, width), [detection(height, width)]), 1)
         heights.append(y1 - y0)
     assert heights[0] < heights[1] < heights[2] and heights[2] > 3 * heights[1]
 
 
-def widths(*labels, width=640, prefix=""):
-    return [overlay._tag(prefix, label, "0.87", 1, 12, width, 480).shape[1] for label in labels]
-
-
 def test_what_a_tag_says():
-    image = gray(240, 320)
-    drawn = {
-        (source, ids): draw_instances(image, [detection(240, 320, source=source)], ids=ids)
+    drawn = [
+        draw_instances(gray(240, 320), [detection(240, 320, source=source, label=label)], ids=ids)
         for source in ("groundingdino", "clipseg")
+        for label in ("cat", "red cat")
         for ids in (None, (1,))
-    }
-    different = [a.tobytes() != b.tobytes() for a, b in itertools.combinations(drawn.values(), 2)]
-    assert all(different)  # the detector or CLIPSeg, with its id or without
-    long, longer = widths("word " * 30, "word " * 300)
-    assert long == longer < 340
-    plain, narrow = widths("large blue square")[0], widths("large blue square", width=96)[0]
-    assert narrow <= 96 < plain
+    ]
+    assert all(a.tobytes() != b.tobytes() for a, b in itertools.combinations(drawn, 2))
+    widths = []
+    for label in ("word " * 30, "word " * 300):
+        x0, _, x1, _ = tag_of(draw_instances(gray(480, 640), [detection(480, 640, label=label)]), 1)
+        widths.append(x1 - x0)
+    assert widths[0] == widths[1] < 420  # shortened
+    narrow = draw_instances(gray(240, 96), [detection(240, 96, label="large blue square")])
+    assert (narrow == colour(1)).all(-1).sum() > 96 * 8  # shortened to fit
 
 
-def test_labels_in_any_script():
-    assert overlay._printable("  кошка,\n Ελλάδα é قطة ") == "кошка, Ελλάδα é قطة"
-    assert overlay._printable("猫 cat") == "? cat"
-    for label in ("кошка", "猫", "قطة", "👩‍🚀", "", "\x00\x07", "e\u0301", "\u202eabc"):
-        assert draw_instances(gray(240, 320), [detection(240, 320, label=label)]).shape == (240, 320, 3)
-
-
-def test_prefix_and_score_keep_their_places_round_a_label_from_right_to_left():
-    """The id's columns on the left, the score's on the right, as for a Latin label."""
-    tag, other = (overlay._tag("1 ", "قطة", score, 1, 20, 640, 480) for score in ("0.87", "0.11"))
-    prefixed = overlay._tag("4 ", "قطة", "0.87", 1, 20, 640, 480)
-    changed = np.nonzero((tag != other).any((0, 2)))[0]
-    assert changed.min() > tag.shape[1] / 2
-    changed = np.nonzero((tag != prefixed).any((0, 2)))[0]
-    assert changed.max() < tag.shape[1] / 4
+@pytest.mark.parametrize("label", ["кошка", "猫", "قطة", "👩‍🚀", "", "e\u0301", "\u202eabc"])
+def test_labels_in_any_script(label):
+    image = gray(240, 320)
+    assert (draw_instances(image, [detection(240, 320, label=label)]) == colour(1)).all(-1).sum() > 200
 
 
 # --- Any size, any input -------------------------------------------------------------------------------------------
@@ -211,39 +218,28 @@ def test_prefix_and_score_keep_their_places_round_a_label_from_right_to_left():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (16, 16), (30, 200), (97, 96)])
 def test_tiny_and_narrow_images(size):
-    detections = [
+    found = [
         detection(*size, label="a large blue square"),
         detection(*size, "star", size=1),
         detection(*size, size=0.1),
     ]
     for draw in (draw_instances, draw_boxes):
-        drawn = draw(gray(*size), detections)
-        assert drawn.shape == (*size, 3) and (drawn != 120).any()
+        drawn = draw(gray(*size), found)
+        assert drawn.shape == (*size, 3) and drawn.dtype == np.uint8
 
 
-def test_a_tag_takes_no_more_than_a_quarter_of_a_small_image():
-    assert overlay._tag("", "cat", "0.87", 1, 9, 24, 24) is None
-    for side in (40, 64, 96):
-        h, w, _ = overlay._tag("", "a large blue square", "0.87", 1, 9, side, side).shape
-        assert w <= side and h * w <= side * side / 4
-
-
-def test_boxes_that_reach_beyond_the_image():
-    for box in (
-        (-50.5, -3, 400.2, 900),
-        (319.9, 239.9, 330, 250),
-        (-20, -20, -5, -5),
-        (500, 500, 600, 600),
-        (5, 5, 5, 5),
-    ):
-        drawn = draw_boxes(gray(240, 320), [Detection("cat", 0.5, box, "groundingdino")])
-        assert drawn.shape == (240, 320, 3) and (drawn != 120).any()
+@pytest.mark.parametrize(
+    "box", [(-50.5, -3, 400.2, 900), (319.9, 239.9, 330, 250), (-20, -20, -5, -5), (500, 500, 600, 600), (5, 5, 5, 5)]
+)
+def test_boxes_that_reach_beyond_the_image(box):
+    drawn = draw_boxes(gray(240, 320), [Detection("cat", 0.5, box, "groundingdino")])
+    assert drawn.shape == (240, 320, 3) and (drawn != 120).any()
 
 
 def test_many_detections():
-    rng = np.random.default_rng(0)
-    detections = [detection(240, 320, cx=x, cy=y, size=0.1) for x, y in rng.random((200, 2))]
-    assert draw_instances(gray(240, 320), detections).shape == (240, 320, 3)
+    places = np.random.default_rng(0).random((200, 2))
+    found = [detection(240, 320, cx=x, cy=y, size=0.1) for x, y in places]
+    assert draw_instances(gray(240, 320), found).shape == (240, 320, 3)
 
 
 def test_memory_layouts_do_not_matter():
@@ -254,14 +250,3 @@ def test_memory_layouts_do_not_matter():
     turned.flags.writeable = False
     one.mask = np.asfortranarray(one.mask)
     assert (draw_instances(turned, [one]) == expected).all()
-
-
-def test_wrong_arrays_are_refused():
-    image, one = gray(240, 320), detection(240, 320)
-    for wrong in (image[:, :, 0], image.astype(np.float32), np.zeros((240, 320, 4), np.uint8), image[:0]):
-        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
-            draw_instances(wrong, [one])
-    for mask in (one.mask.T, one.mask.astype(np.float32), one.mask[None]):
-        one.mask = mask
-        with pytest.raises(ValueError, match=r"mask of 'red circle' is .* expected bool \[240, 320\]"):
-            draw_instances(image, [one])
