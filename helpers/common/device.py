@@ -6,6 +6,8 @@ import contextlib
 import platform
 import random
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,20 @@ class Compute:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.device}), {self.precision}"
+
+
+class Stopwatch:
+    """Seconds of each stage in `seconds`, the device's work included: `with watch("encode"): ...`."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute, self.seconds = compute, {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.compute.synchronize()
+        self.seconds[stage] = time.perf_counter() - began
 
 
 def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bool = False) -> Compute:

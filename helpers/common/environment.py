@@ -96,7 +96,9 @@ def _pip_install(requirements: list[str]) -> None:
         options = ["--quiet", "--no-build-isolation", "--constraint", str(constraints), *links]
         for index in (["--no-index"], []) if links else ([],):
             command = [sys.executable, "-m", "pip", "install", *options, *index, *requirements]
-            done = subprocess.run(command, text=True, stderr=subprocess.PIPE)
+            # sam2's compiled extension is not needed, and takes minutes to build
+            environment = {"SAM2_BUILD_CUDA": "0", **os.environ}
+            done = subprocess.run(command, text=True, stderr=subprocess.PIPE, env=environment)
             if done.returncode == 0:
                 return
     reason = (done.stderr.strip() or "no message").splitlines()[-1]

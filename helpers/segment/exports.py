@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from helpers.common.boxes import mask_box
-from helpers.common.files import atomic_path
+from helpers.common.files import atomic_path, write_csv
 from helpers.segment.detections import Detection
 from helpers.segment.images import given_root, safe_name
 
@@ -130,6 +130,19 @@ def _cutout_name(name: str, number: int, label: str) -> str:
 
 
 # --- At the end, for all of them -----------------------------------------------------------------------------------
+
+
+def finish_folder(
+    out: Path, given: str | Path, rows: Sequence[dict], phrases: Sequence[str], formats: Collection[str]
+) -> list[str]:
+    """Write `summary.csv` of the rows, one for each image, and what `formats` ask for of those that were not skipped.
+
+    Returns a line on each file.
+    """
+    write_csv(rows, out / "summary.csv")
+    done = [(Path(row["image"]), row["folder"]) for row in rows if not row["skipped"]]
+    about = f"{len(done)} of {len(rows)} images; the table is in {out / 'summary.csv'}"
+    return [about, *export_together(out, given, done, phrases, formats)]
 
 
 def export_together(

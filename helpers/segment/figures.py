@@ -33,23 +33,18 @@ def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     return figure
 
 
-def visible_areas(frames: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """{"id label": its share of the image on each frame, 0 where it is out of sight} from the frames of `tracks.json`,
-    in the order of the ids; the label is the last one."""
+def area_curves(frames: Sequence[dict[str, Any]]) -> Figure:
+    """How much of each object can be seen over time, in percent of the image; frames: those of `tracks.json`."""
+    times = [frame["time"] for frame in frames]
     names = dict(sorted({o["id"]: f"{o['id']} {o['label']}" for f in frames for o in f["objects"]}.items()))
     areas = [{o["id"]: coco_mask.area(o["mask"]) / np.prod(o["mask"]["size"]) for o in f["objects"]} for f in frames]
-    return {name: [float(area.get(number, 0)) for area in areas] for number, name in names.items()}
-
-
-def area_curves(times: Sequence[float], areas: dict[str, Sequence[float]]) -> Figure:
-    """How much of each object can be seen over time; areas: for each name the share of the image, as `times` long."""
     figure, axis = new_figure(9, 3)
-    for colour, (name, values) in zip(itertools.cycle(PALETTE), areas.items(), strict=False):
-        axis.plot(times, 100 * np.asarray(values, float), color=colour, label=name)
+    for colour, (number, name) in zip(itertools.cycle(PALETTE), names.items(), strict=False):
+        axis.plot(times, [100 * area.get(number, 0) for area in areas], color=colour, label=name)
     axis.set(
         xlabel="seconds", ylabel="visible area, % of the frame", ylim=(0, None), title="Each object's visible area"
     )
-    if areas:
+    if names:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -16,6 +16,7 @@ from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path
 from helpers.segment.detections import Detection
 from helpers.segment.overlay import draw_instances
+from helpers.segment.video import VideoReader
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -83,6 +84,15 @@ def write_detections(
     return record
 
 
+def table(detections: Sequence[Detection], seconds: dict[str, float]) -> str:
+    """Return the seconds of each stage and a line for each object, to be printed."""
+    lines = [" · ".join(f"{stage} {taken:.2f} s" for stage, taken in seconds.items())]
+    lines.append(f"{'label':24} {'score':>6} {'mask score':>10}  {'source':14} pixels")
+    for d in detections:
+        lines.append(f"{d.label[:24]:24} {d.score:6.2f} {d.mask_score:10.2f}  {d.source:14} {d.mask.sum():,}")
+    return "\n".join(lines)
+
+
 def _entry(number: int, detection: Detection, width: int, height: int) -> dict[str, Any]:
     """One detection as `detections.json` holds it."""
     return {
@@ -104,15 +114,16 @@ def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict
 
 def write_tracks(
     path: Path | str,
-    video: dict[str, Any],
+    clip: VideoReader,
     prompt: str,
     models: dict[str, str],
     complete: bool,
     frames: Sequence[dict[str, Any]],
 ) -> None:
-    """Write `tracks.json` atomically. video: `path`, `width`, `height`, `fps` and `frames`; complete: whether all
-    frames were done; frames: `index`, `time` and `objects` of each, these as `track_entry` makes them."""
-    record = {"video": video, "prompt": prompt, "models": models, "complete": complete}
+    """Write `tracks.json` atomically. complete: whether all frames of the clip were done; frames: `index`, `time` and
+    `objects` of each, these as `track_entry` makes them."""
+    about = {"path": str(clip.path), "width": clip.width, "height": clip.height, "fps": clip.fps, "frames": len(frames)}
+    record = {"video": about, "prompt": prompt, "models": models, "complete": complete}
     lines = ",\n".join(json.dumps(frame, ensure_ascii=False) for frame in frames)  # one a frame, for the eye
     text = f'{json.dumps(record, ensure_ascii=False)[:-1]}, "frames": [\n{lines}\n]}}\n'
     with atomic_path(path) as temporary:
