@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from helpers.common.files import atomic_path
-from helpers.shapes.synthetic import Scene, make_scene
+from helpers.shapes.scenes import Scene, make_scene
 
 
 @dataclass

@@ -26,16 +26,8 @@ import nbload
 from helpers.common import device, environment
 from helpers.common.boxes import mask_box
 from helpers.segment import clipseg, grounding_dino, sam2_masks
-from helpers.shapes.synthetic import (
-    COLOURS,
-    MIN_DIAMETER,
-    SCENE_SHAPES,
-    Scene,
-    SceneObject,
-    make_phrases,
-    make_scene,
-    scene_size,
-)
+from helpers.shapes.draw import COLOURS
+from helpers.shapes.scenes import MIN_DIAMETER, SCENE_SHAPES, Scene, SceneObject, make_phrases, make_scene, scene_size
 
 # Never those of a training, whose generators are seeded with (seed, step).
 STREAM = 20_000_000

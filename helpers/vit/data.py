@@ -233,7 +233,7 @@ def _may_be_filled(root: Path) -> bool:
 
 
 def _synthetic(n_train: int, n_test: int, seed: int) -> ImageSet:
-    from helpers.shapes.synthetic import SHAPES, make_shapes
+    from helpers.shapes.classes import SHAPES, make_shapes
 
     line = "=" * 100
     print(
@@ -249,7 +249,7 @@ def _synthetic(n_train: int, n_test: int, seed: int) -> ImageSet:
         *tensors(*test),
         classes=tuple(SHAPES),
         name="ten shapes (synthetic)",
-        source=f"drawn by helpers/shapes/synthetic.py, seed {seed}",
+        source=f"drawn by helpers/shapes/classes.py, seed {seed}",
         notes=("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",),
     )
 

@@ -52,7 +52,8 @@ from helpers.segment import video
 from helpers.segment.sam2_masks import Segmenter, load_sam2
 from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Silent, VideoReader, VideoWriter
-from helpers.shapes.synthetic import make_clip, make_scene
+from helpers.shapes.clips import make_clip
+from helpers.shapes.scenes import make_scene
 from helpers.vit import data
 from helpers.vit.config import make_config
 

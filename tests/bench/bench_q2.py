@@ -31,7 +31,7 @@ from helpers.common import device, environment
 from helpers.common.files import atomic_path, write_csv
 from helpers.segment import clipseg, grounding_dino, sam2_masks
 from helpers.segment.outputs import write_detections
-from helpers.shapes.synthetic import make_scene
+from helpers.shapes.scenes import make_scene
 
 TINY = ROOT / "assets" / "tiny"
 SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000)}

@@ -32,7 +32,7 @@ from helpers.common import device
 from helpers.common.files import write_csv
 from helpers.segment.detections import Detection
 from helpers.segment.video import Silent, VideoReader, VideoWriter
-from helpers.shapes.synthetic import shape_mask
+from helpers.shapes.draw import shape_mask
 
 HEIGHT, WIDTH, FPS = 1080, 1920, 30
 OBJECTS = (("circle", (220, 40, 40), 300, 0.0), ("square", (40, 80, 220), 360, 2.0))

@@ -141,7 +141,7 @@ def read_archive(path: Path, limit: int | None = None) -> ImageSet:
 
 def read_images(path: str | None, limit: int | None) -> ImageSet:
     if path is None:
-        from helpers.shapes.synthetic import SHAPES, make_shapes
+        from helpers.shapes.classes import SHAPES, make_shapes
 
         x, y = make_shapes(limit or 2000, seed=0)
         return ImageSet(*tensors(x, y), *tensors(x[:200], y[:200]), tuple(SHAPES), "ten shapes (synthetic)", "drawn")

@@ -9,7 +9,7 @@ from helpers.common.figures import PALETTE
 from helpers.segment import overlay
 from helpers.segment.detections import Detection
 from helpers.segment.overlay import colour, draw_boxes, draw_instances
-from helpers.shapes.synthetic import shape_mask
+from helpers.shapes.draw import shape_mask
 
 
 def detection(height, width, shape="circle", cx=0.5, cy=0.5, size=0.4, label="red circle", source="groundingdino"):

@@ -12,7 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from helpers.segment.examples import draw_example_clip
 from helpers.segment.video import VideoReader
-from helpers.shapes.synthetic import COLOURS, SHAPES, make_clip, make_shapes, shape_mask
+from helpers.shapes.classes import make_shapes
+from helpers.shapes.clips import make_clip
+from helpers.shapes.draw import COLOURS, SHAPES, shape_mask
 
 
 def crescent_area(distance, radius):
