@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.shapes.draw import patch, window
-from helpers.shapes.scenes import MIN_DIAMETER, any_kind, begin, draw_kinds, outline_like, shade_of
+from helpers.shapes.draw import patch
+from helpers.shapes.scenes import MIN_DIAMETER, any_kind, background, draw_kinds, outline_like, shade_of
 
 
 @dataclass
 class ClipObject:
-    """One moving object. `masks` is bool [T, H, W], the part that can be seen on each frame, empty where none can;
-    `diameter` in pixels that of the circle around the whole shape."""
+    """One moving object: `masks` bool [T, H, W], the part that can be seen on each frame, empty where none can;
+    `diameter` in pixels, that of the circle around the whole shape."""
 
     shape: str
     colour: str
@@ -30,28 +30,25 @@ class Clip:
     objects: list[ClipObject]
 
 
-def _path(rng, frames, diameter, height, width, kind):
-    """Centres [T, 2] (x, y) in pixels of an object that stays in the picture, enters it, leaves it, or does both."""
+def _path(rng, frames, diameter, height, width, motion):
+    """Centres [T, 2] (x, y) in pixels of an object, on a quadratic Bézier curve."""
     sides = np.array([width, height])
-    if kind == "stay":
+    t = np.linspace(0, 1, frames)
+    if motion == "stay":
         low, high = np.full(2, diameter / 2 + 1), sides - diameter / 2 - 1
-        ends = rng.uniform(low, np.maximum(high, low + 1e-3), (2, 2))
+        start, end = rng.uniform(low, np.maximum(high, low + 1e-3), (2, 2))
         bend = rng.uniform(low, np.maximum(high, low + 1e-3))
     else:
-        inside = rng.uniform(0.3, 0.7, (2, 2)) * sides
+        inside, bend = rng.uniform(0.3, 0.7, (2, 2)) * sides
         outside = rng.uniform(0.1, 0.9, 2) * sides
         axis = rng.integers(2)
         far = 0.62 * diameter + 2  # it may grow by a fifth
         outside[axis] = -far if rng.random() < 0.5 else sides[axis] + far
-        ends = np.stack([outside, inside[0]]) if kind == "enter" else np.stack([inside[0], outside])
-        bend = inside[1]
-    t = np.linspace(0, 1, frames)
-    if kind == "enter":  # out of sight for a while, then in
-        t = np.clip((t - rng.uniform(0.15, 0.4)) / 0.5, 0, 1)
-    elif kind == "leave":
-        t = np.clip((t - rng.uniform(0.05, 0.3)) / 0.5, 0, 1)
+        start, end = (outside, inside) if motion == "enter" else (inside, outside)
+        wait = rng.uniform(0.15, 0.4) if motion == "enter" else rng.uniform(0.05, 0.3)
+        t = np.clip((t - wait) / 0.5, 0, 1)
     t = t[:, None]
-    return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * bend + t**2 * ends[1]
+    return (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
 
 
 def make_clip(
@@ -66,47 +63,44 @@ def make_clip(
     motions=None,
     alike=0.6,
 ):
-    """Draw a clip: objects of different kinds move over a still background, pass over one another, turn and change
-    their size a little; some enter the picture after it has begun, some leave it, and posts of a muted colour may stand
-    before them all.
+    """Draw a clip: objects, no two of one shape and colour, move over a still background, pass over one another, turn
+    and change their size a little; some enter the picture after it has begun, some leave it, and posts of a muted
+    colour may stand before them all.
 
-    seed: as in `make_scene`. height, width: in pixels. frames: how many. objects: the fewest and the most; the first
-    one stays in the picture. min_diameter, max_share: as in `make_scene`. occluders: the fewest and the most posts.
-    motions: for each object "stay", "enter" or "leave", in place of `objects`. alike: share of the objects that are
-    given the colour or the shape of an earlier one.
-
-    Returns a `Clip`; no two of its objects have both their shape and their colour in common. Raises ValueError for an
-    image in which the smallest object has no room.
+    seed, min_diameter, max_share: as in `make_scene`. objects, occluders: the fewest and the most objects and posts.
+    motions: for each object "stay", "enter" or "leave", in place of `objects`; else the first one stays.
+    alike: share of the objects that are given the colour or the shape of an earlier one.
     """
-    rng, background = begin(seed, height, width, min_diameter)
-    objects = objects if motions is None else (len(motions),) * 2
+    rng = np.random.default_rng(seed)
+    still = background(rng, height, width)
+    if motions is not None:
+        objects = len(motions), len(motions)
     kinds = list(dict.fromkeys(draw_kinds(rng, rng.integers(objects[0], objects[1] + 1), alike)))
     while len(kinds) < objects[0]:
         kinds = list(dict.fromkeys([*kinds, any_kind(rng)]))
-    canvas = np.repeat(background[None], frames, axis=0)
+    canvas = np.repeat(still[None], frames, axis=0)
     largest = max(max_share * min(height, width), min_diameter)
     placed = []
     for number, (shape, colour) in enumerate(kinds):
+        # what it is, and how it moves
         motion = "stay" if number == 0 else ("stay", "enter", "leave")[rng.choice(3, p=(0.4, 0.3, 0.3))]
         motion = motion if motions is None else motions[number]
         shade = shade_of(rng, colour)
         for _ in range(8):  # a shade that shows on this background
-            if np.abs(np.median(background, (0, 1)) - shade).sum() > 130:
+            if np.abs(np.median(still, (0, 1)) - shade).sum() > 130:
                 break
             shade = shade_of(rng, colour)
         diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
         centres = _path(rng, frames, diameter, height, width, motion)
-        grow = np.linspace(1, rng.uniform(0.85, 1.2), frames)
+        diameters = diameter * np.linspace(1, rng.uniform(0.85, 1.2), frames)
         angles = rng.uniform(-20, 20) + np.linspace(0, rng.uniform(-40, 40), frames)
         outline = outline_like(rng, shape)
+        # frame by frame, over what is there
         masks = np.zeros((frames, height, width), bool)
         for t in range(frames):
-            place = (*centres[t], diameter * grow[t], angles[t])
-            rows, columns = window(height, width, *place[:3])
-            if rows.start < rows.stop and columns.start < columns.stop:
-                alpha = patch(outline, rows, columns, *place)
-                canvas[t, rows, columns] += alpha[..., None] * (shade - canvas[t, rows, columns])
-                masks[t, rows, columns] = alpha >= 0.5
+            rows, columns, alpha = patch(outline, height, width, *centres[t], diameters[t], angles[t])
+            canvas[t, rows, columns] += alpha[..., None] * (shade - canvas[t, rows, columns])
+            masks[t, rows, columns] = alpha >= 0.5
         for other in placed:
             other.masks &= ~masks
         placed.append(ClipObject(shape, colour, diameter, masks))

@@ -1,8 +1,7 @@
-"""The renderer of the drawn world: shapes as signed distance functions, colours, textures.
+"""The renderer of the drawn world, in NumPy: shapes, colours, textures.
 
 Every shape is a signed distance function in a unit frame (x to the right, y up, the shape inside the circle of radius 1
-and touching it). One routine turns distances into anti-aliased coverage, for a single object on a canvas of any
-size (`shape_mask`) and for a batch of small images at once (`coverage`). NumPy only.
+and touching it); `coverage` turns distances into anti-aliased pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "pentagon", "heart", "crescent", "arrow")
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLOURS = {  # RGB
     "red": (220, 40, 40),
     "green": (40, 160, 60),
     "blue": (40, 80, 220),
@@ -108,58 +107,41 @@ def coverage(shape, columns, rows, cx, cy, size, angle):
     return np.clip(0.5 - distance * radius.astype(np.float32), 0, 1)
 
 
-def shape_mask(shape, height, width, cx, cy, size, angle=0.0):
-    """Draw one shape and return how much of each pixel it covers; `>= 0.5` is its binary mask.
+def patch(shape, height, width, cx, cy, size, angle):
+    """Draw as `shape_mask` does, but only the part of the canvas that the shape can touch, where any: returns its rows
+    and its columns, as slices, and their coverage. `shape` may also be the corners of a polygon."""
+    reach = size / 2 + 1
+    left, right = (min(max(math.floor(cx + d), 0), width) for d in (-reach, reach + 1))
+    top, bottom = (min(max(math.floor(cy + d), 0), height) for d in (-reach, reach + 1))
+    alpha = coverage(shape, np.arange(left, right), np.arange(top, bottom), cx, cy, size, angle)
+    return slice(top, bottom), slice(left, right), alpha
 
-    shape: one of `SHAPES`. height, width: the canvas, in pixels.
+
+def shape_mask(shape, height, width, cx, cy, size, angle=0.0):
+    """Return how much of each pixel one of `SHAPES` covers: float32 [height, width] in [0, 1], anti-aliased.
+
     cx, cy: the centre in pixels from the canvas's top left corner (a pixel's own centre is at +0.5); may lie outside.
     size: diameter in pixels of the circle that the shape touches from inside. It is the same at every angle.
     angle: degrees counter-clockwise as seen. At 0 a square and a cross stand upright, triangle, star and pentagon
     point up, a heart stands, an arrow points to the right, and a crescent opens to the right.
-
-    Returns float32 [height, width] in [0, 1], anti-aliased. Only the part of the canvas near the shape is computed.
-    Raises ValueError for an unknown shape, an empty canvas, or a size or position that is no usable number.
     """
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
-    if height < 1 or width < 1:
-        raise ValueError(f"a canvas of {height} x {width} pixels: height and width must be at least 1")
-    if not 0 < size < math.inf:
-        raise ValueError(f"size={size!r}: give the diameter in pixels, a finite number above 0")
-    if not all(map(math.isfinite, (cx, cy, angle))):
-        raise ValueError(f"cx={cx!r}, cy={cy!r}, angle={angle!r}: all three must be finite numbers")
     mask = np.zeros((height, width), np.float32)
-    rows, columns = window(height, width, cx, cy, size)
-    mask[rows, columns] = patch(shape, rows, columns, cx, cy, size, angle)
+    rows, columns, alpha = patch(shape, height, width, cx, cy, size, angle)
+    mask[rows, columns] = alpha
     return mask
-
-
-def window(height, width, cx, cy, size):
-    """The rows and columns of the canvas, as slices, that a shape can touch."""
-    reach = size / 2 + 1
-    left, right = (min(max(math.floor(cx + d), 0), width) for d in (-reach, reach + 1))
-    top, bottom = (min(max(math.floor(cy + d), 0), height) for d in (-reach, reach + 1))
-    return slice(top, bottom), slice(left, right)
-
-
-def patch(shape, rows, columns, cx, cy, size, angle):
-    """Coverage of the pixels in `window`'s rows and columns."""
-    columns, rows = np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop)
-    return coverage(shape, columns, rows, cx, cy, float(size), angle)
 
 
 def value_noise(rng, n, cells, height, width):
     """Random values at the corners of `cells` x `cells` boxes, linear between them: float32 [n, 3, height, width] in
     [-1, 1]. One cell is a gradient, many are a texture."""
     grid = rng.uniform(-1, 1, (n, 3, cells + 1, cells + 1)).astype(np.float32)
-    i, t = _interpolation(cells, height)
-    grid = grid[:, :, i] + t[:, None] * (grid[:, :, i + 1] - grid[:, :, i])
-    i, t = _interpolation(cells, width)
-    return grid[..., i] + t * (grid[..., i + 1] - grid[..., i])
+    (row, down), (column, along) = (_interpolation(cells, size) for size in (height, width))
+    grid = grid[:, :, row] + down[:, None] * (grid[:, :, row + 1] - grid[:, :, row])
+    return grid[..., column] + along * (grid[..., column + 1] - grid[..., column])
 
 
 def _interpolation(cells, size):
     """For each of `size` pixels the cell that it lies in, and how far along."""
     at = (np.arange(size) + 0.5) * cells / size
-    i = at.astype(int)
-    return i, (at - i).astype(np.float32)
+    cell = at.astype(int)
+    return cell, (at - cell).astype(np.float32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.common.boxes import mask_box
-from helpers.shapes.draw import COLOURS, POLYGONS, cross_corners, patch, regular_corners, value_noise, window
+from helpers.shapes.draw import COLOURS, POLYGONS, cross_corners, patch, regular_corners, value_noise
 
 SCENE_SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 # What people mean by a colour's name is a region: scenes draw from between these, of which the first is `COLOURS`' own
@@ -28,8 +28,8 @@ MIN_DIAMETER = 24.0  # pixels
 
 @dataclass
 class SceneObject:
-    """One object of a scene. `mask` is bool [H, W], the part that can be seen; `box` (x0, y0, x1, y1) its extent in
-    pixels, x1 and y1 exclusive; `diameter` in pixels that of the circle around the whole shape."""
+    """One object: `mask` bool [H, W], the part that can be seen, and its `box` (x0, y0, x1, y1) in pixels, x1 and y1
+    exclusive; `diameter` in pixels, that of the circle around the whole shape."""
 
     shape: str
     colour: str
@@ -82,27 +82,32 @@ def shade_of(rng, colour):
     return np.clip(mixed * rng.uniform(0.88, 1.06) + rng.uniform(-10, 10, 3), 0, 255).astype(np.float32)
 
 
-def _background(rng, height, width):
-    """Flat, a gradient, or a texture with structure at several scales: float32 [H, W, 3]."""
+def background(rng, height, width):
+    """Flat, a gradient, or a texture with structure at several scales; half of them with strokes: float32 [H, W, 3]."""
     grey, saturation = rng.uniform(0, 255), rng.uniform(0, 0.45) ** 1.5
-    base = grey + saturation * rng.uniform(-160, 160, 3)
     image = np.empty((height, width, 3), np.float32)
-    image[:] = np.clip(base, 0, 255)
+    image[:] = np.clip(grey + saturation * rng.uniform(-160, 160, 3), 0, 255)
     kind = rng.integers(3)
     if kind > 0:
-        image += rng.uniform(5, 70) * value_noise(rng, 1, 1, height, width)[0].transpose(1, 2, 0)
+        image += rng.uniform(5, 70) * _noise(rng, 1, height, width)
     if kind == 2:
         for octave in range(2, 2 + rng.integers(1, 5)):
-            cells = 2**octave
-            texture = value_noise(rng, 1, cells, height, width)[0].transpose(1, 2, 0)
+            texture = _noise(rng, 2**octave, height, width)
             if rng.random() < 0.7:  # mostly of brightness: colour varies less in what a camera sees
                 texture = texture[..., :1] + 0.2 * texture
             image += rng.uniform(5, 40) * texture
+    if rng.random() < 0.5:
+        _add_strokes(rng, image)
     return image
 
 
+def _noise(rng, cells, height, width):
+    """`value_noise` for one image, float32 [H, W, 3]."""
+    return value_noise(rng, 1, cells, height, width)[0].transpose(1, 2, 0)
+
+
 def _add_strokes(rng, image):
-    """Thin lines of any colour across the background."""
+    """Draw up to three thin lines of any colour, from border to border."""
     height, width = image.shape[:2]
     rows, columns = np.arange(height, dtype=np.float32)[:, None] + 0.5, np.arange(width, dtype=np.float32) + 0.5
     for _ in range(rng.integers(0, 4)):
@@ -114,12 +119,12 @@ def _add_strokes(rng, image):
 
 
 def any_kind(rng):
+    """A shape and a colour."""
     return SCENE_SHAPES[rng.integers(len(SCENE_SHAPES))], tuple(COLOURS)[rng.integers(len(COLOURS))]
 
 
 def draw_kinds(rng, n, alike=0.6):
-    """n pairs (shape, colour): any or, for a share of `alike`, the same again, or with the colour or the shape of an
-    earlier one."""
+    """n pairs (shape, colour): any or, for a share of `alike`, with the colour or the shape of an earlier one."""
     kinds = []
     for _ in range(n):
         shape, colour = any_kind(rng)
@@ -127,74 +132,62 @@ def draw_kinds(rng, n, alike=0.6):
             how *= 0.6 / alike
             other = kinds[rng.integers(len(kinds))]
             shape = other[0] if how < 0.35 else shape
-            colour = other[1] if how < 0.07 or how >= 0.35 else colour
+            colour = other[1] if how < 0.07 or how >= 0.35 else colour  # below 0.07 the same kind again
         kinds.append((shape, colour))
     return kinds
 
 
-def begin(seed, height, width, min_diameter):
-    """The generator and the background, float32 [H, W, 3], of a scene or a clip; ValueError if no object has room."""
-    if min(height, width) < min_diameter + 4:
-        raise ValueError(f"an image of {height} x {width} pixels has no room for an object of {min_diameter:g} pixels")
-    rng = np.random.default_rng(seed)
-    image = _background(rng, height, width)
-    if rng.random() < 0.5:
-        _add_strokes(rng, image)
-    return rng, image
-
-
 def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, max_share=0.5):
     """Draw objects of several shapes, colours and sizes, some overlapping, on a flat, shaded, textured or noisy
-    background. Distractors share their colour or their shape with another object.
+    background; distractors share their colour or their shape with another object.
 
     seed: what `numpy.random.default_rng` takes (a generator too); equal seeds give equal scenes.
-    height, width: of the image, in pixels. objects: the fewest and the most (fewer if they find no room).
-    min_diameter, max_share: diameters lie, evenly on a log scale, from min_diameter pixels to max_share of the image's
-    shorter side. At least 60 % of every object can be seen, and all of it lies within the image.
-
-    Returns a `Scene`. Raises ValueError for an image in which the smallest object has no room.
+    objects: the fewest and the most (fewer if they find no room). Diameters lie, evenly on a log scale, from
+    min_diameter pixels to max_share of the image's shorter side, which is at least 4 pixels above min_diameter.
+    At least 60 % of every object can be seen, and all of it lies within the image.
     """
-    largest = max_share * min(height, width)
-    rng, image = begin(seed, height, width, min_diameter)
-    placed: list[SceneObject] = []
-    whole_areas: list[int] = []
+    rng = np.random.default_rng(seed)
+    image = background(rng, height, width)
+    largest = max(max_share * min(height, width), min_diameter)
+    placed, whole_areas = [], []
     for shape, colour in draw_kinds(rng, rng.integers(objects[0], objects[1] + 1)):
         for _ in range(12):  # tries to find a place; crowded images may hold fewer objects
-            diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(max(largest, min_diameter))))
+            diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
             cx, cy = (rng.uniform(diameter / 2 + 1, side - diameter / 2 - 1) for side in (width, height))
             angle = rng.uniform(-180, 180) if rng.random() < 0.3 else rng.uniform(-20, 20)
-            rows, columns = window(height, width, cx, cy, diameter)
-            alpha = patch(outline_like(rng, shape), rows, columns, cx, cy, diameter, angle)
+            rows, columns, alpha = patch(outline_like(rng, shape), height, width, cx, cy, diameter, angle)
             covered, shade = alpha >= 0.5, shade_of(rng, colour)
-            behind = image[rows, columns][covered]
-            hidden = [np.count_nonzero(o.mask[rows, columns] & covered) for o in placed]
+            contrast = np.abs(image[rows, columns][covered] - shade).sum(1).mean()
+            # what would be left of each object before, as a share of all of it
             seen = [
-                (np.count_nonzero(o.mask) - lost) / area
-                for o, lost, area in zip(placed, hidden, whole_areas, strict=True)
+                (np.count_nonzero(other.mask) - np.count_nonzero(other.mask[rows, columns] & covered)) / area
+                for other, area in zip(placed, whole_areas, strict=True)
             ]
             # An object of the colour behind it cannot be told from it, nor one that hides another almost wholly.
-            if np.abs(behind - shade).sum(1).mean() > 130 and all(share > 0.6 for share in seen):
+            if contrast > 130 and all(share > 0.6 for share in seen):
                 break
         else:
             continue
         paint = np.broadcast_to(shade, (*alpha.shape, 3))
-        if rng.random() < 0.5:  # lit from one side, or of some material
-            paint = paint + rng.uniform(5, 30) * value_noise(rng, 1, 1, *alpha.shape)[0].transpose(1, 2, 0)[..., :1]
-        if rng.random() < 0.25:
-            paint = paint + rng.uniform(5, 25) * value_noise(rng, 1, 8, *alpha.shape)[0].transpose(1, 2, 0)[..., :1]
+        if rng.random() < 0.5:  # lit from one side
+            paint = paint + rng.uniform(5, 30) * _noise(rng, 1, *alpha.shape)[..., :1]
+        if rng.random() < 0.25:  # of some material
+            paint = paint + rng.uniform(5, 25) * _noise(rng, 8, *alpha.shape)[..., :1]
         image[rows, columns] += alpha[..., None] * (paint - image[rows, columns])
         mask = np.zeros((height, width), bool)
         mask[rows, columns] = covered
         for other in placed:
             other.mask &= ~mask
         placed.append(SceneObject(shape, colour, diameter, mask, (0, 0, 0, 0)))
-        whole_areas.append(int(covered.sum()))
+        whole_areas.append(np.count_nonzero(covered))
     for item in placed:
         item.box = mask_box(item.mask)
     if rng.random() < 0.4:
         image += rng.uniform(2, 14) * rng.standard_normal(image.shape, np.float32)
     return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), placed)
 
+
+# --- What one may call them ---
 
 _THINGS = ("object", "shape", "thing")
 _SIZES = {"large": ("large", "big"), "small": ("small", "little")}
@@ -205,11 +198,9 @@ WORDS = (
 
 
 def _named(scene, shape, colour):
-    return tuple(
-        i
-        for i, item in enumerate(scene.objects)
-        if (shape is None or item.shape == shape) and (colour is None or item.colour == colour)
-    )
+    """Indices of the objects of that shape and colour, each `None` for any."""
+    each = enumerate(scene.objects)
+    return tuple(i for i, item in each if shape in (None, item.shape) and colour in (None, item.colour))
 
 
 def _words(rng, shape, colour, size=None, plural=False):
@@ -225,26 +216,26 @@ def _words(rng, shape, colour, size=None, plural=False):
     return f"the {words}" if article > 0.75 else words
 
 
-def _present(rng, scene, item):
-    """A phrase that names the given object, perhaps among others; `None` if this try gave none that is clear."""
-    how = rng.random()
+def _present(rng, scene, i):
+    """A phrase that names object i, perhaps among others; `None` if this try gave none that is clear."""
+    item, how = scene.objects[i], rng.random()
     if how < 0.12:
         return Phrase(_words(rng, item.shape, None), _named(scene, item.shape, None))
     if how < 0.24:
         return Phrase(_words(rng, None, item.colour), _named(scene, None, item.colour))
     named = _named(scene, item.shape, item.colour)
-    if how < 0.40:
-        diameters = sorted((scene.objects[i].diameter for i in named), reverse=True)
-        short = min(scene.image.shape[:2])
-        if len(named) == 1:  # nothing to compare with: large or small for the picture
-            size = "large" if item.diameter > 0.25 * short else "small"
-            return Phrase(_words(rng, item.shape, item.colour, size), named)
-        if item.diameter == diameters[0] and diameters[0] > 1.4 * diameters[1]:
-            return Phrase(_words(rng, item.shape, item.colour, "large"), (scene.objects.index(item),))
-        if item.diameter == diameters[-1] and diameters[-2] > 1.4 * diameters[-1]:
-            return Phrase(_words(rng, item.shape, item.colour, "small"), (scene.objects.index(item),))
+    if how >= 0.40:
+        return Phrase(_words(rng, item.shape, item.colour, plural=how > 0.93), named)
+    others = [scene.objects[k].diameter for k in named if k != i]
+    if not others:  # nothing to compare with: large or small for the picture
+        size = "large" if item.diameter > 0.25 * min(scene.image.shape[:2]) else "small"
+    elif item.diameter > 1.4 * max(others):
+        size = "large"
+    elif min(others) > 1.4 * item.diameter:
+        size = "small"
+    else:
         return None
-    return Phrase(_words(rng, item.shape, item.colour, plural=how > 0.93), named)
+    return Phrase(_words(rng, item.shape, item.colour, size), (i,))
 
 
 def _absent(rng, scene):
@@ -256,10 +247,7 @@ def _absent(rng, scene):
         one, other = (scene.objects[i] for i in rng.integers(len(scene.objects), size=2))
         shape = one.shape if how < 0.5 else shape
         colour = other.colour if how < 0.25 or how >= 0.5 else colour
-    if how > 0.94:
-        shape = None
-    elif how > 0.88:
-        colour = None
+    shape, colour = (None if how > 0.94 else shape), (None if 0.88 < how <= 0.94 else colour)
     if _named(scene, shape, colour):
         return None
     size = ("large", "small")[rng.integers(2)] if shape and colour and rng.random() < 0.15 else None
@@ -267,19 +255,20 @@ def _absent(rng, scene):
 
 
 def make_phrases(seed, scene, present, absent):
-    """Phrases for a scene: by colour and shape, one of them alone, or with a size, with or without an article.
+    """Phrases for a scene, a list of `Phrase` in random order, no text twice: by colour and shape, one of them alone,
+    or with a size, with or without an article.
 
     seed: as in `make_scene`. present, absent: how many that name something, and how many that name nothing; fewer if
     none are left. No two phrases name the same object, so that every object has one right label.
-
-    Returns a list of `Phrase` in random order, no text twice.
     """
     rng = np.random.default_rng(seed)
     phrases: list[Phrase] = []
     for i in rng.permutation(len(scene.objects)):
-        taken = {j for phrase in phrases for j in phrase.objects}
+        taken = {k for phrase in phrases for k in phrase.objects}
+        if i in taken or len(phrases) >= present:
+            continue
         for _ in range(4):
-            phrase = _present(rng, scene, scene.objects[i]) if i not in taken and len(phrases) < present else None
+            phrase = _present(rng, scene, int(i))
             if phrase and not taken.intersection(phrase.objects):
                 phrases.append(phrase)
                 break
@@ -291,12 +280,12 @@ def make_phrases(seed, scene, present, absent):
     return [phrases[i] for i in rng.permutation(len(phrases))]
 
 
-def scene_size(seed, longest=1024, shortest=96):
+def scene_size(seed):
     """A height and a width, in pixels: the aspect ratio evenly, on a log scale, from 1:2 to 2:1, the longer side
-    likewise up to `longest`, the shorter one at least `shortest`."""
+    likewise up to 1024, the shorter one at least 96."""
     rng = np.random.default_rng(seed)
     aspect = 2 ** rng.uniform(-1, 1)
     ratio = max(aspect, 1 / aspect)
-    longer = math.exp(rng.uniform(math.log(shortest * ratio), math.log(longest)))
+    longer = math.exp(rng.uniform(math.log(96 * ratio), math.log(1024)))
     height, width = (longer, longer / ratio) if aspect < 1 else (longer / ratio, longer)
     return round(height), round(width)
