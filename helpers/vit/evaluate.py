@@ -67,7 +67,7 @@ def held_out_accuracy(
     right = torch.zeros((), dtype=torch.long, device=compute.device)
     if len(images):
         right += (predict(model, images, prepare, compute)[0].argmax(-1) == labels.cpu()).sum().to(compute.device)
-    return 100 * distributed.sum_over_ranks(right).item() / len(held_out) if len(held_out) else None
+    return 100 * distributed.all_reduce_sum(right).item() / len(held_out) if len(held_out) else None
 
 
 def report(views: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:

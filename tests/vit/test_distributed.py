@@ -54,6 +54,7 @@ def assert_close(ours: dict, theirs: dict, atol: float) -> None:
         torch.testing.assert_close(tensor, theirs[name], atol=atol, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(runs):
     """50 losses without augmentation, and the weights that come out; a batch of 18 is shared as 8 and 10."""
     alone, first, second = (run["plain"] for run in runs[:3])
@@ -65,6 +66,7 @@ def test_two_processes_compute_what_one_does(runs):
     assert all(torch.equal(first["weights"][0][name], value) for name, value in second["weights"][0].items())
 
 
+@pytest.mark.slow
 def test_slices_of_a_batch_cover_it_without_overlap(runs):
     alone, first, second = (run["plain"] for run in runs[:3])
     for whole, one, other in zip(alone["slices"], first["slices"], second["slices"], strict=True):
@@ -74,19 +76,25 @@ def test_slices_of_a_batch_cover_it_without_overlap(runs):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 16, 101, 512])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_shards_follow_each_other(count, size):
-    slices = [distributed.shard(count, rank, size) for rank in range(size)]
+def test_shards_follow_each_other(count, size, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: size)
+    slices = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        slices.append(distributed.shard(count))
     assert [i for part in slices for i in range(count)[part]] == list(range(count))
     lengths = [part.stop - part.start for part in slices]
     assert all(length % 2 == 0 for length in lengths[:-1]) and max(lengths) - min(lengths) <= 3
 
 
+@pytest.mark.slow
 def test_right_answers_are_counted_over_all_processes(runs):
     """101 images, at the same weights."""
     alone, first, second = (run["plain"]["before"] for run in runs[:3])
     assert alone == first == second and 0 < alone["val_accuracy"] < 100
 
 
+@pytest.mark.slow
 def test_both_learn_with_augmentation_and_agree_on_the_plan(runs):
     alone, first, second = (run["augmented"] for run in runs[:3])
     best = [max(max(row["val_accuracy"], row["ema_accuracy"]) for row in run["history"]) for run in (alone, first)]
@@ -97,6 +105,7 @@ def test_both_learn_with_augmentation_and_agree_on_the_plan(runs):
     assert accuracies[0] == accuracies[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_another_number_of_processes(runs, q1, tmp_path):
     alone, first, _, two = runs
     torch.testing.assert_close(first["continued"]["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
@@ -106,6 +115,7 @@ def test_a_run_is_resumed_in_another_number_of_processes(runs, q1, tmp_path):
     torch.testing.assert_close(back["losses"], alone["plain"]["losses"][30:], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_process_short_of_memory_makes_all_go_in_parts(runs):
     alone, first, second = (run["run_short_of_memory"] for run in runs[:3])
     assert alone["parts"] == 8 and first["parts"] == second["parts"] == 4  # of 18 images, and of 8 and 10
@@ -113,6 +123,7 @@ def test_one_process_short_of_memory_makes_all_go_in_parts(runs):
     assert_close(first["weights"], alone["weights"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bad_loss_in_one_process_is_skipped_by_all_and_ten_end_the_run(runs):
     _, first, second = (run["not_finite"] for run in runs[:3])
     assert first["error"] == second["error"] and "ten steps in a row" in first["error"]
@@ -122,6 +133,7 @@ def test_a_bad_loss_in_one_process_is_skipped_by_all_and_ten_end_the_run(runs):
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_one_process_resumes_it(q1, tmp_path):
     run = start([*TORCHRUN, DRIVER], tmp_path, "long", 20)
     while not ((tmp_path / "last.pth").is_file() and (tmp_path / "pid1").is_file()):
@@ -136,6 +148,7 @@ def test_a_killed_process_ends_the_run_and_one_process_resumes_it(q1, tmp_path):
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 200
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_under_torchrun(tmp_path):
     out, parameters = tmp_path / "out", TINY | SHORT | {"epochs": 1, "train_size": 200, "tta": 0, "download": False}
     script = nbrun.export("q1.ipynb", tmp_path, parameters | {"out_dir": out})
@@ -159,7 +172,7 @@ def test_alone_nothing_happens(monkeypatch):
         monkeypatch.delenv("WORLD_SIZE", raising=False) if world is None else monkeypatch.setenv("WORLD_SIZE", world)
         assert distributed.start() is None and distributed.is_main()
     x, model = torch.ones(3), torch.nn.Linear(1, 1)
-    assert distributed.sum_over_ranks(x) is x and distributed.wrap(model) is model and distributed.broadcast(x) is x
+    assert distributed.all_reduce_sum(x) is x and distributed.wrap(model) is model and distributed.broadcast(x) is x
     assert (distributed.rank(), distributed.size(), distributed.shard(5)) == (0, 1, slice(0, 5))
     distributed.leave()
     distributed.barrier()
@@ -185,12 +198,32 @@ def test_what_is_wrong_with_the_start_is_said(monkeypatch):
         distributed.check_batch_size(6)
 
 
-def test_launch_shows_the_log_and_raises_with_its_end(tmp_path, capsys):
+def test_launched_processes_agree_and_a_failure_ends_in_the_log(tmp_path, capsys):
     script = tmp_path / "script.py"
-    script.write_text("import os, sys\nimport helpers\nprint('rank', os.environ['RANK'])\nsys.exit('no more')\n")
+    script.write_text(
+        """
+import torch
+from helpers.common import distributed as d
+
+assert d.start() == "cpu" and d.is_launched()
+rank, items = d.rank(), list("abcde")
+assert d.all_reduce_sum(torch.tensor([1, rank])).tolist() == [2, 1]
+assert d.all_gather([f"{rank}{item}" for item in d.share(items)]) == ["0a", "1b", "0c", "1d", "0e"]
+assert d.broadcast({"rank": rank}) == {"rank": 0} and d.any_rank(rank == 1) and not d.any_rank(False)
+with d.local_rank0_first():
+    print("rank", rank)
+network = d.wrap(torch.nn.Linear(1, 1))
+network(torch.full((1, 1), 1.0 + 2 * rank)).sum().backward()
+assert network.module.weight.grad.item() == 2  # the mean of 1 and 3
+d.leave()
+assert d.size() == 1
+raise SystemExit("no more")
+"""
+    )
     with pytest.raises(RuntimeError, match=r"(?s)torchrun ended with status 1.*no more"):
         launch(script, 2, search=ROOT)
-    assert "rank 0" in capsys.readouterr().out
+    log = capsys.readouterr().out
+    assert "rank 0" in log and "rank 1" not in log and "AssertionError" not in log
 
 
 def test_interrupting_the_launch_ends_all_processes(tmp_path, monkeypatch):
