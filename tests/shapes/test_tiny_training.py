@@ -1,12 +1,8 @@
 """The optimizer that the tiny models are trained with (assets/tiny/common.py)."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "assets" / "tiny"))
 import common
 
 
