@@ -133,7 +133,7 @@ def test_masks_follow_the_objects(tmp_path):
     assert np.abs(np.array(bench_q2.mask_box(masks[0, 0])) - boxes[0]).max() < 8
 
 
-SMALL = ["--small", "--minutes", "5", "--set", "batch_size=16", "train_size=64", "val_size=100"]
+SMALL = ["--small", "--minutes", "600", "--set", "batch_size=16", "train_size=64", "val_size=100"]
 
 
 @pytest.mark.slow

@@ -83,8 +83,8 @@ def peak_memory() -> dict[str, int]:
 
 
 def report(script: str, part: str, rows: list[dict], out: Path | None, given: Sequence[str]) -> None:
-    """Print rows with equal keys as a Markdown table, under what they depend on; with `out` also write {script}_{part}.md
-    and .csv there."""
+    """Print rows with equal keys as a Markdown table, under what they depend on; with `out` also write it there, as
+    {script}_{part}.md and .csv."""
     versions = environment.versions("torch", "torchvision", "timm", "transformers", "sam2", "pillow", "av", "numpy")
     above = [
         f"`{shlex.join(['python', f'tests/bench/{script}.py', *given])}`",
