@@ -274,7 +274,7 @@ def speed(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
         for compiled in (False, True) if cuda else (False,):
             q1 = notebook({})
             run = new_run(q1, shape | {"batch_size": batch, "compile": compiled, "epochs": 10**6}, found, compute)
-            run.clock, count = Clock(10**12), min(4096, len(run.train)) // batch * batch
+            run.clock, count = Clock(10**12), min(4096 if cuda else 256, len(run.train)) // batch * batch
             order = torch.randperm(len(run.train))[:count].view(-1, batch)
             step = engine.prepare(run, q1.train_step, lambda q1=q1, run=run, order=order: next(q1.batches(run, order)))
 
