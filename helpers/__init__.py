@@ -31,5 +31,7 @@ segment   q2's
   overlay, figures, playground    what a person sees
   track_scores   tracks against the truth of a drawn clip
 shapes    the drawn world of both
-  synthetic      renderer, ten classes, scenes, clips
+  draw           the renderer: shapes, colours, textures
+  classes        the ten classes that stand in where no CIFAR-10 is found
+  scenes, clips  objects with their masks and the phrases that name them; the same in motion
 """

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # for the other scripts too, which import this module first
 
+import nbload  # noqa: F401 (for them)
 from helpers.common.files import atomic_path
-from helpers.shapes.synthetic import Scene, make_scene
+from helpers.shapes.scenes import Scene, make_scene
 
 
 @dataclass

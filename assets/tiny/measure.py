@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -19,23 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import nbload
+from common import ROOT, nbload
 from helpers.common import device, environment
 from helpers.common.boxes import mask_box
 from helpers.segment import clipseg, grounding_dino, sam2_image
-from helpers.shapes.synthetic import (
-    COLOURS,
-    MIN_DIAMETER,
-    SCENE_SHAPES,
-    Scene,
-    SceneObject,
-    make_phrases,
-    make_scene,
-    scene_size,
-)
+from helpers.shapes.draw import COLOURS
+from helpers.shapes.scenes import MIN_DIAMETER, SCENE_SHAPES, Scene, SceneObject, make_phrases, make_scene, scene_size
 
 # Never those of a training, whose generators are seeded with (seed, step).
 STREAM = 20_000_000

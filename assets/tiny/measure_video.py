@@ -3,7 +3,7 @@
     python assets/tiny/measure_video.py --seed 1 --clips 50 --workers 2
 
 The whole pipeline, from the text to the masks on every frame: clips of 60 frames with 2 to 4 objects that cross, are
-hidden, enter late and leave (`make_clip` of helpers/shapes/synthetic.py). Prints a table and, with --out, writes it.
+hidden, enter late and leave (`make_clip` of helpers/shapes/clips.py). Prints a table and, with --out, writes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from measure import STREAM, load_tiny, nbload, table
 from helpers.common import device, environment
 from helpers.segment.track_scores import TrackScore, masks_by_id, score_object
 from helpers.segment.video import Silent, VideoReader, VideoWriter
-from helpers.shapes.synthetic import make_clip
+from helpers.shapes.clips import make_clip
 
 HEIGHT, WIDTH, FRAMES, FPS = 240, 320, 60, 24
 

@@ -9,21 +9,18 @@ A run that was interrupted goes on from its state in --work. Needs the packages 
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 
 import measure
 import train_clipseg
 import train_groundingdino
 import train_sam2
 
-import nbload
+from common import nbload
 from helpers.common.device import pick_compute
 
+HERE = Path(__file__).resolve().parent
 MODELS = ("groundingdino", "sam2", "clipseg")
 
 

@@ -21,7 +21,8 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 
 from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.common.files import atomic_path
-from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
+from helpers.shapes.draw import COLOURS
+from helpers.shapes.scenes import SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
 
 STAGES = ((96, 7000), (128, 800), (192, 850))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from common import Optimizers, Sample, draw_sample, normalised, run_steps
-from helpers.shapes.synthetic import COLOURS, SCENE_SHAPES, WORDS, Phrase, make_phrases
+from helpers.shapes.draw import COLOURS
+from helpers.shapes.scenes import SCENE_SHAPES, WORDS, Phrase, make_phrases
 
 STEPS = 13000
 LEARNING_RATE, MUON_RATE = 1e-3, 2.5e-3

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path
-from helpers.shapes.synthetic import Clip, Scene, SceneObject, make_clip
+from helpers.shapes.clips import Clip, make_clip
+from helpers.shapes.scenes import Scene, SceneObject
 
 SIZE = 512  # of the input: the masks have a quarter of it, at which an object of 24 of 1024 pixels still spans 3
 WIDTH, MEMORY = 96, 32  # channels of the features and of the memories

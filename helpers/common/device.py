@@ -7,7 +7,7 @@ import platform
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bo
     """Choose cuda, else mps, else cpu, and a precision.
 
     `amp=True`: bf16 from compute capability 8.0, fp16 below it (a T4 reports bf16 support, but emulates it), float32
-    without a CUDA GPU; with `cpu_bf16` bf16 on a CPU whose instructions multiply it.
+    without a CUDA GPU; with `cpu_bf16` bf16 on a CPU that has instructions for it (without them float32 is faster).
     `amp=False`: float32. `amp="bf16"`, `"fp16"` or `"fp32"`: that one.
 
     Raises `RuntimeError` for a GPU that the installed torch has no kernels for, before anything runs on it, and
@@ -70,20 +70,17 @@ def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bo
         raise ValueError(f"amp={amp!r}: expected True, False or one of {', '.join(PRECISIONS)}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type != "cuda":
-        name = f"CPU, {cpu_name()}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else "Apple GPU"
-        bf16 = amp is True and cpu_bf16 and chosen.type == "cpu" and multiplies_bf16()
-        return Compute(chosen, name, amp if isinstance(amp, str) else "bf16" if bf16 else "fp32")
-    name, capability = torch.cuda.get_device_name(chosen), torch.cuda.get_device_capability(chosen)
-    require_kernels(name, capability, torch.cuda.get_arch_list())
-    precision = amp if isinstance(amp, str) else cuda_precision(capability) if amp else "fp32"
-    return Compute(chosen, name, precision)
-
-
-def cuda_precision(capability: tuple[int, int]) -> str:
-    """`bf16` where the hardware multiplies it (compute capability 8.0 and up), else `fp16`."""
-    return "bf16" if capability >= (8, 0) else "fp16"
+    chosen, best = torch.device(device), "fp32"
+    if chosen.type == "cuda":
+        name, capability = torch.cuda.get_device_name(chosen), torch.cuda.get_device_capability(chosen)
+        require_kernels(name, capability, torch.cuda.get_arch_list())
+        best = "bf16" if capability >= (8, 0) else "fp16"
+    elif chosen.type == "cpu":
+        name = f"CPU, {cpu_name()}, {torch.get_num_threads()} threads"
+        best = "bf16" if cpu_bf16 and re.search(r"^flags\s*:.*\b(avx512|amx)_bf16\b", _cpuinfo(), re.M) else "fp32"
+    else:
+        name = "Apple GPU"
+    return Compute(chosen, name, amp if isinstance(amp, str) else best if amp else "fp32")
 
 
 def seed_everything(seed: int) -> None:
@@ -93,10 +90,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16 (AVX512-BF16, AMX); without, float32 is faster."""
-    flags = re.findall(r"^flags\s*:(.*)", _cpuinfo(), re.MULTILINE)
-    return bool(flags) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[0].split())
+def compile_if_possible(modules: Iterable[torch.nn.Module], rehearse: Callable[[], object]) -> None:
+    """Have `modules` compiled, in place, when they are called next, which `rehearse()` does once; where that fails, say
+    why and go on without. A lack of memory is not the compiler's failure: `torch.OutOfMemoryError` is passed on."""
+    modules = list(modules)
+    try:
+        for module in modules:
+            module.compile(dynamic=False)
+        rehearse()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
+        for module in modules:
+            module._compiled_call_impl = None
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"torch.compile does not work here, going on without: {reason}")
 
 
 def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]) -> None:
@@ -105,11 +113,8 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
     A binary `sm_XY` runs on a GPU of the same major version X and a minor version of at least Y; PTX (`compute_XY`) is
     compiled for any later GPU (CUDA C++ Programming Guide, "Binary compatibility" and "PTX compatibility").
     """
-    if any(arch.startswith("gfx") for arch in arch_list):  # ROCm has its own names and checks
-        return
-    for arch in arch_list:
-        kind, digits = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", arch).groups()
-        built = int(digits[:-1]), int(digits[-1])
+    for kind, major, minor in re.findall(r"\b(sm|compute)_(\d+)(\d)", " ".join(arch_list)):
+        built = int(major), int(minor)
         if capability >= built and (kind == "compute" or capability[0] == built[0]):
             return
     raise RuntimeError(

@@ -30,21 +30,22 @@ def start() -> str | None:
     rank 0, standard output is discarded from here on; errors go to standard error all the same.
     Raises `RuntimeError` where the environment is incomplete, or this machine has fewer GPUs than processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         return None
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        world = os.environ["WORLD_SIZE"]
         raise RuntimeError(f"WORLD_SIZE={world}, but {', '.join(missing)} not set: start with torchrun, or unset it")
     gpus, local_rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if gpus and local_rank >= gpus:
         raise RuntimeError(f"LOCAL_RANK={local_rank}, but torch sees {gpus} GPUs here: --nproc-per-node at most {gpus}")
-    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        own = {"device_id": device} if gpus else {}
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=TIMEOUT, **own)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+    else:
+        device = "cpu"
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (it lasts as long as the process)
     return str(device)
@@ -52,13 +53,16 @@ def start() -> str | None:
 
 def leave() -> None:
     """End every process but rank 0 (`SystemExit` with status 0), which goes on as a single one."""
-    if size() == 1:
-        return
-    main = is_main()
-    barrier()  # so that none takes its connections away while another still needs them
-    dist.destroy_process_group()
-    if not main:
-        raise SystemExit(0)
+    if size() > 1:
+        main = is_main()
+        barrier()  # so that none takes its connections away while another still needs them
+        dist.destroy_process_group()
+        if not main:
+            raise SystemExit(0)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
@@ -67,7 +71,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes train together."""
+    """How many processes there are."""
     return dist.get_world_size() if _joined() else 1
 
 
@@ -91,7 +95,7 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def one_at_first() -> Iterator[None]:
+def local_rank0_first() -> Iterator[None]:
     """The first process of each machine runs the block, then its others: for what is fetched once and then found."""
     first = size() == 1 or os.environ["LOCAL_RANK"] == "0"
     if not first:
@@ -105,7 +109,7 @@ def broadcast(value: Value) -> Value:
     """Rank 0's `value` (anything that can be pickled) in every process."""
     if size() == 1:
         return value
-    box = [value if is_main() else None]
+    box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -117,7 +121,7 @@ def check_same(value: object, what: str) -> None:
         raise ValueError(f"process {rank()} has other {what} ({value}) than process 0 ({first}): give all the same")
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of every process's `tensor`, of the same shape and dtype; on a GPU, without waiting for it."""
     if size() == 1:
         return tensor
@@ -128,10 +132,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` holds in any process."""
-    if size() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return bool(sum_over_ranks(torch.tensor(int(flag), device=device)))
+    device = "cuda" if torch.cuda.is_available() and size() > 1 else "cpu"  # as `start` chose the backend
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)))
 
 
 # ---- sharing the work ----
@@ -142,28 +144,30 @@ def own_seed(seed: int, step: int) -> int:
     return random.Random(f"{seed} {step} {rank()}").getrandbits(32)
 
 
-def shard(count: int, rank_: int | None = None, size_: int | None = None) -> slice:
+def shard(count: int) -> slice:
     """This process's slice of `count` items; the slices of all follow each other and cover everything.
 
     Each begins at an even item, so that a batch may be shared unequally.
     """
-    number, processes = (rank() if rank_ is None else rank_), size_ or size()
-    begin, end = (count // 2 * k // processes * 2 for k in (number, number + 1))
-    return slice(begin, count if number == processes - 1 else end)
+    begin, end = (count // 2 * k // size() * 2 for k in (rank(), rank() + 1))
+    return slice(begin, count if rank() == size() - 1 else end)
 
 
 def share(items: list[Item]) -> list[Item]:
-    """This process's part of a list, every `size()`-th; see `joined`."""
+    """This process's part of a list, every `size()`-th; see `all_gather`."""
     return items[rank() :: size()]
 
 
-def joined(parts: list[Item]) -> list[Item]:
+def all_gather(parts: list[Item]) -> list[Item]:
     """What every process made of its `share`, in the order of the whole list, in every process."""
     if size() == 1:
         return parts
-    all_parts: list[list[Item]] = [[] for _ in range(size())]
-    dist.all_gather_object(all_parts, parts)
-    return [part[k] for k in range(max(map(len, all_parts))) for part in all_parts if k < len(part)]
+    shares: list[list[Item]] = [[] for _ in range(size())]
+    dist.all_gather_object(shares, parts)
+    whole: list = [None] * sum(map(len, shares))
+    for k, part in enumerate(shares):
+        whole[k :: size()] = part
+    return whole
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -175,11 +179,4 @@ def check_batch_size(batch_size: int) -> None:
 
 def wrap(module: nn.Module) -> nn.Module:
     """`module` in DistributedDataParallel, which averages the gradients of all processes; itself in a single one."""
-    if size() == 1:
-        return module
-    own = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
-    return DistributedDataParallel(module, device_ids=own, gradient_as_bucket_view=True)
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return module if size() == 1 else DistributedDataParallel(module, gradient_as_bucket_view=True)

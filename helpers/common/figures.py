@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ from helpers.common.files import dispensable_path
 
 # Okabe and Ito's palette (2008): told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
-
-
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
@@ -31,28 +28,6 @@ STYLE = {
     "grid.alpha": 0.3,
     "image.interpolation": "nearest",
 }
-
-
-def finish(figure: Figure, path: Path | str, footer: str) -> Path:
-    """Write what the figure was made from under it, save it as PNG (atomically) and show it; of several processes only
-    the first one does."""
-    if not distributed.is_main():
-        plt.close(figure)
-        return Path(path)
-    inches = figure.get_size_inches()
-    lines = textwrap.wrap(footer, int(inches[0] * 15))
-    figure.get_layout_engine().set(rect=(0, 0.16 * len(lines) / inches[1], 1, 1 - 0.16 * len(lines) / inches[1]))
-    figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    with dispensable_path(path) as temporary:
-        figure.savefig(temporary)
-    show(figure)
-    return Path(path)
-
-
-def show(figure: Figure) -> None:
-    """Show a figure that is not to be kept."""
-    plt.show(block=False)  # in a window of its own a script would wait for it to be closed
-    plt.close(figure)
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -81,15 +56,38 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: s
     return figure
 
 
+def finish(figure: Figure, path: Path | str, footer: str) -> Path:
+    """Write what the figure was made from under it, save it as PNG (atomically) and show it; of several processes only
+    the first one does."""
+    if distributed.is_main():
+        inches = figure.get_size_inches()
+        lines = textwrap.wrap(footer, int(inches[0] * 15))
+        below = 0.16 * len(lines) / inches[1]
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
+        figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
+        with dispensable_path(path) as temporary:
+            figure.savefig(temporary)
+        show(figure)
+    plt.close(figure)
+    return Path(path)
+
+
+def show(figure: Figure) -> None:
+    """Show a figure that is not to be kept."""
+    plt.show(block=False)  # in a window of its own a script would wait for it to be closed
+    plt.close(figure)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV, numbers as such; none where the file is missing."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {key: float(value) if _NUMBER.fullmatch(value) else value or None for key, value in r.items()} for r in rows
-    ]
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
+def _number(text: str) -> float | str | None:
+    try:
+        return float(text)
+    except ValueError:
+        return text or None

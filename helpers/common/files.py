@@ -16,11 +16,8 @@ import torch
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and takes `path`'s name.
-
-    When the block fails, or the disk is full, the temporary file is removed and `path` is as it was; what a killed
-    process left is overwritten by the next one. The suffix is kept, since savers choose the format by it.
-    """
+    """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and takes `path`'s name, else
+    it is removed, and `path` is as it was. The suffix is kept, since savers choose the format by it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -35,7 +32,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def load_plain(path: Path, advice: str) -> Any:
-    """Read tensors and plain containers onto the CPU; nothing in the file is executed (`weights_only=True`).
+    """Read tensors and plain containers onto the CPU; nothing in the file is executed.
 
     Raises `OSError` where it cannot be read, and `ValueError`, whose message ends in `advice`, where it is truncated or
     nothing of torch's.
@@ -101,5 +98,6 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def some(names: Sequence[object], limit: int = 5) -> str:
+    """The first `limit` names, and how many more there are, as text."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(str(name) for name in names[:limit]) + more
+    return ", ".join(map(str, names[:limit])) + more

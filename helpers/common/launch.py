@@ -23,35 +23,29 @@ def launch_notebook(notebook: Path, settings: Mapping[str, Any], out: Path, sear
     launch(script, max(1, torch.cuda.device_count()), search=search)
 
 
-def export_script(notebook: Path | str, parameters: Mapping[str, Any], script: Path | str) -> Path:
+def export_script(notebook: Path, parameters: Mapping[str, Any], script: Path) -> Path:
     """Write a notebook's code cells as a Python script, `parameters` (literals) set after the cell tagged so. What only
-    IPython understands (`!pip install …`, `%cd …`) is left out.
+    IPython understands (`!pip install …`, `%cd …`) becomes a `pass`.
 
     Raises `FileNotFoundError`, or `ValueError` where the notebook has no such cell.
     """
-    notebook, script = Path(notebook), Path(script)
-    cells = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    parts, tagged = [], False
+    for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            python = TransformerManager().transform_cell("".join(cell["source"]))
+            parts.append(re.sub(r"^(\s*).*get_ipython\(\)\..*", r"\1pass", python, flags=re.MULTILINE).rstrip("\n"))
+            if "parameters" in cell["metadata"].get("tags", []):
+                parts.append("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+                tagged = True
     if not tagged:
         raise ValueError(f"{notebook} has no cell tagged 'parameters': give the path of this project's notebook")
-    parts = []
-    for cell in cells:
-        parts.append(_plain_python("".join(cell["source"])))
-        if cell is tagged[0]:
-            parts.append("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
     script.write_text("\n\n\n".join(parts) + "\n", "utf-8")
     return script
 
 
-def _plain_python(cell: str) -> str:
-    """A cell without IPython's own commands, each of which becomes a `pass`."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    python = TransformerManager().transform_cell(cell)
-    return re.sub(r"^(\s*).*get_ipython\(\)\..*", r"\1pass", python, flags=re.MULTILINE).rstrip("\n")
-
-
-def launch(script: Path | str, processes: int, search: Path | str) -> None:
+def launch(script: Path, processes: int, search: Path) -> None:
     """Run `script` under torchrun in `processes` processes of this machine, printing what they print line by line.
 
     Modules are found in the folder `search` too. Raises `RuntimeError` with the end of the log when a process fails;

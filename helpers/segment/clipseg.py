@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from helpers.common.device import Compute
-from helpers.segment.hub import title
-from helpers.segment.pretrained import load_pretrained
+from helpers.segment.pretrained import load_pretrained, title
 
 if TYPE_CHECKING:
     from transformers import CLIPSegProcessor

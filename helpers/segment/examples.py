@@ -10,7 +10,8 @@ from PIL import Image
 
 from helpers.common.files import atomic_path
 from helpers.segment.video import Silent, VideoWriter
-from helpers.shapes.synthetic import SCENE_SHAPES, Clip, make_clip, make_phrases, make_scene
+from helpers.shapes.clips import Clip, make_clip
+from helpers.shapes.scenes import SCENE_SHAPES, make_phrases, make_scene
 
 FOLDER_PROMPT = ". ".join(SCENE_SHAPES)
 SIZES = ((480, 640), (640, 480), (360, 640), (512, 512), (800, 1000), (240, 320))  # height, width in pixels

@@ -27,8 +27,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from helpers.common.device import Compute
 from helpers.common.files import load_plain
-from helpers.segment.hub import title
-from helpers.segment.pretrained import fill, load_pretrained
+from helpers.segment.pretrained import fill, load_pretrained, title
 
 # Channels of the first Swin stage -> the package's module of settings, and the name of the variant.
 VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_SwinB_cfg", "Swin-B")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from helpers.segment.hub import model_type, quiet_transformers, reason
+from helpers.common.hub import reason
 
 
 def load_pretrained(folder: Path, model_types: Sequence[str], expected: str, model_class: Any, *others: Any) -> list:
@@ -70,3 +72,34 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:  # the first line says of which class
         raise ValueError(textwrap.shorten(str(error).split("\n", 1)[1], 200, placeholder=" …").rstrip(".")) from error
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without its progress bars, its advice and its report on a checkpoint's tensors."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def model_type(folder: Path) -> str | None:
+    """Which model the folder's config.json says it is; None where there is none, or one that cannot be read."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def title(folder: Path) -> str:
+    """The folder's name; for one in the hub's cache, whose name is a number, the id that it was fetched by."""
+    name = folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
+    return name.removeprefix("models--").replace("--", "/")

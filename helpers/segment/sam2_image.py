@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.common.device import Compute
+from helpers.common.device import Compute, compile_if_possible
 from helpers.common.files import load_plain
-from helpers.segment.hub import reason
+from helpers.common.hub import reason
 from helpers.segment.pretrained import fill
 
 if TYPE_CHECKING:
@@ -68,16 +68,11 @@ def _compile_encoder(model: torch.nn.Module, compute: Compute) -> None:
     Not by the package's `compile_image_encoder`: that asks for CUDA graphs, in which the features of an image are
     overwritten by the next one's, and the predictors keep them for longer.
     """
-    encoder, plain = model.image_encoder, model.image_encoder.forward
+    encoder = model.image_encoder
     example = torch.zeros(1, 3, model.image_size, model.image_size, device=compute.device)
     with torch.no_grad(), compute.autocast():
-        plain(example)  # the encodings of positions are kept from the first call on: not inside of what is compiled
-        try:
-            encoder.forward = torch.compile(plain, dynamic=False)
-            encoder(example)
-        except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
-            encoder.forward = plain
-            print(f"torch.compile does not work here, going on without: {reason(error)}")
+        encoder(example)  # the encodings of positions are kept from the first call on: not inside of what is compiled
+        compile_if_possible([encoder], lambda: encoder(example))
 
 
 def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:

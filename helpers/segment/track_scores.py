@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.segment.detections import mask_iou
 from helpers.segment.outputs import decode_mask
-from helpers.shapes.synthetic import ClipObject
+from helpers.shapes.clips import ClipObject
 
 _LEAST_IOU = 0.5  # of an id with the object on a frame, to be its id there
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from helpers.common.environment import KAGGLE_INPUT, where
 from helpers.common.files import peek, some
 from helpers.common.hub import HubError, cached, fetch
-from helpers.segment.hub import model_type
+from helpers.segment.pretrained import model_type
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 DEPTH = 7  # as Kaggle has it: models/<owner>/<model>/<framework>/<variation>/<version>/<a folder of its own>

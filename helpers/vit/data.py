@@ -216,7 +216,7 @@ def _may_be_filled(root: Path) -> bool:
 
 def _synthetic() -> ImageSet:
     """Drawn shapes in CIFAR-10's place, announced by a banner."""
-    from helpers.shapes.synthetic import SHAPES, make_shapes
+    from helpers.shapes.classes import SHAPES, make_shapes
 
     n_train, n_test, seed, line = 6000, 2000, 0, "=" * 100
     print(
@@ -226,7 +226,7 @@ def _synthetic() -> ImageSet:
     )
     # test images far from the training seed, so that no other run's training set is this run's test set
     parts = tensors(*make_shapes(n_train, seed=seed)), tensors(*make_shapes(n_test, seed=seed + 1_000_003))
-    source = f"drawn by helpers/shapes/synthetic.py, seed {seed}"
+    source = f"drawn by helpers/shapes/classes.py, seed {seed}"
     notes = ("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",)
     return ImageSet(*parts[0], *parts[1], tuple(SHAPES), "ten shapes (synthetic)", source, notes)
 

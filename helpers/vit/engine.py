@@ -72,7 +72,7 @@ def epoch_row(run: Any, results: list[Tensor], clock: Callable[[], float]) -> di
     seconds = clock()
     run.recent = (run.recent + results)[-10:]
     losses, norms = torch.stack(results).unbind(1)
-    losses, skipped = distributed.sum_over_ranks(losses) / distributed.size(), int((~norms.isfinite()).sum())
+    losses, skipped = distributed.all_reduce_sum(losses) / distributed.size(), int((~norms.isfinite()).sum())
     run.train_seconds, run.skipped = run.train_seconds + seconds, run.skipped + skipped
     return {
         "loss": losses.nanmean().item(),

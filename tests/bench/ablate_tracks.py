@@ -29,7 +29,7 @@ from helpers.common import device
 from helpers.segment import association as a
 from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.track_scores import score_object
-from helpers.shapes.synthetic import make_clip
+from helpers.shapes.clips import make_clip
 
 
 def strayed_without(rule, track, detections, known, image):

@@ -1,191 +1,117 @@
-"""Speed of q1's input pipeline, measured: images per second of wall-clock time, and of CPU time on one thread.
+"""q1.ipynb's own code beside what people would use instead, in turns.
 
-    python tests/bench/bench_q1.py [--parts augmentation epoch] [--data-root DIR] [--repeats 5] [--out DIR]
+    python tests/bench/bench_q1.py [--parts augmentation epoch accuracy hardness] [--data-root DIR] [--out DIR]
 
-Part "augmentation": crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) of
-32×32 images on a CPU, by q1.ipynb's own `augment` and as it is usually done, image by image on Pillow images in a
-DataLoader.
-Part "epoch": a whole training epoch, data and augmentation included, of one ViT (width 192, depth 9, patch 4), by
-q1.ipynb's own code and by the usual loop over a DataLoader; on the GPU where there is one.
+augmentation  images/s of crop, flip, RandAugment (two rounds, magnitude 9), normalisation and Random Erasing (0.25) on
+              a CPU: the notebook's `augment`, torchvision and timm image by image in a DataLoader, torchvision's v2
+epoch         images/s of a training epoch, augmentation included: the notebook, and the same model, optimizer, mixing,
+              clipping, EMA and precision behind a DataLoader with torchvision, and behind timm's `create_loader`
+accuracy      on held-out training images after the same wall-clock time of training, behind the same three
+hardness      augmented images that a trained model (--weights) gets right, by the notebook's augmentation and by
+              timm's: a defect in either would show
 
-The contenders take turns, so that whatever else the machine does hits all alike; the first, untimed turn warms up.
-Prints each part's table and writes it as CSV and Markdown into --out.
+The notebook and timm apply a drawn operation with probability 0.5, torchvision always.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
-import platform
-import shlex
-import statistics
+import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import timm.data.auto_augment as timm_aa
 import torch
 from PIL import Image
-from timm.data import create_transform
-from timm.data.mixup import Mixup
+from timm.data import create_loader, create_transform
+from timm.data.mixup import Mixup, mixup_target
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
-import nbload
-from helpers.common import environment
-from helpers.common.device import cpu_name, pick_compute
-from helpers.common.files import write_csv
-from helpers.vit import engine
+from bench_common import ROOT, Contender, nbload, precisions, report, take_turns
+from helpers.common.device import Compute, pick_compute
+from helpers.vit import checkpoint as ckpt
+from helpers.vit import engine, evaluate
 from helpers.vit.clock import Clock
-from helpers.vit.config import make_config
-from helpers.vit.data import Split
+from helpers.vit.config import fit_to_images, make_config
+from helpers.vit.data import Split, hold_out, load_images
 
+Q1 = "q1.ipynb"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-BATCH = 512  # ours works on batches as a training step does; the DataLoaders collate the same
+SCALE = [torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD)]
 
 
-@dataclass
-class Contender:
-    """One way to do the work. run() does it once and returns how much that was, in images or frames; threads is what
-    the table says it uses, and what torch is told before each run (a DataLoader's workers count themselves: each has
-    one)."""
-
-    name: str
-    threads: int
-    run: Callable[[], int]
-
-
-def take_turns(contenders: list[Contender], repeats: int, warm_up: bool = True) -> list[list[tuple[float, float]]]:
-    """Run the contenders in turns, `repeats` times each after a warm-up. For each contender a list over its runs:
-    what run() returns per second of wall-clock time, and per second of this process's CPU time."""
-    rates = [[] for _ in contenders]
-    for repeat in range(-1 if warm_up else 0, repeats):  # the first turn loads, allocates and starts workers
-        for i, contender in enumerate(contenders):
-            torch.set_num_threads(contender.threads)
-            started, cpu_started = time.perf_counter(), time.process_time()
-            done = contender.run()
-            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-            if repeat >= 0:
-                rates[i].append((done / seconds, done / cpu_seconds))
-    return rates
-
-
-def measure(contenders: list[Contender], repeats: int) -> list[dict]:
-    """Let the contenders take turns; returns a table row (a dict) for each."""
-    wall, cpu = zip(*(zip(*rates, strict=True) for rates in take_turns(contenders, repeats)), strict=True)
-    return [
-        {
-            "contender": contender.name,
-            "threads": contender.threads,
-            "n": repeats,
-            "median images/s": round(statistics.median(wall[i])),
-            "min": round(min(wall[i])),
-            "max": round(max(wall[i])),
-            # Hardly moved by what else the machine does, but it knows this process only, not a DataLoader's workers.
-            "images per CPU second": round(statistics.median(cpu[i])) if contender.threads == 1 else "",
-        }
-        for i, contender in enumerate(contenders)
-    ]
-
-
-def machine(*packages: str) -> list[str]:
-    """What the numbers depend on, a line each."""
-    versions = environment.versions(*(packages or ("torch", "torchvision", "timm", "pillow", "numpy")))
-    lines = [
-        f"{date.today()}, {cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-    ]
-    if hasattr(os, "getloadavg"):
-        lines.append(f"load average (one per busy core) after the run: {os.getloadavg()[0]:.1f}")
-    return lines
-
-
-def write_table(rows: list[dict], out: Path | None, name: str, notes: Sequence[str], head_lines: Sequence[str]) -> None:
-    """Print rows (dicts with the same keys) as a Markdown table under `head_lines` and over `notes`; with out, also
-    write {name}.csv and .md."""
-    head = list(rows[0])
-    table = [
-        head,
-        ["---"] * len(head),
-        *([f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()] for r in rows),
-    ]
-    text = "\n\n".join((*head_lines, "\n".join(f"| {' | '.join(line)} |" for line in table), *notes)) + "\n"
-    print(text)
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(text, encoding="utf-8")
-    write_csv(rows, out / f"{name}.csv")
-
-
-def load_images(data_root: str | None, count: int) -> Tensor:
+def some_images(data_root: str | None, count: int) -> Tensor:
     """uint8 [count, 3, 32, 32]: CIFAR-10's from data_root, else smooth random ones (the speed hardly depends on it)."""
     if data_root:
-        from helpers.vit import data
-
-        images = data.load_images(data_root, download=False).train_images
+        images = load_images(data_root, download=False).train_images
         return images[torch.arange(count) % len(images)]
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
-    grain = 0.05 * torch.randn(count, 3, 32, 32, generator=generator)
-    return (smooth + grain).mul_(255).clamp_(0, 255).byte()
+    return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).mul_(255).clamp_(0, 255).byte()
 
 
-# ---- augmentation alone ----
+# ---- the usual pipelines ----
 
 
 class PillowImages(Dataset):
     """As torchvision.datasets.CIFAR10: pixels in memory, one Pillow image made and transformed per item."""
 
-    def __init__(self, images: Tensor, transform: Callable | None):
-        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.transform = transform
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable | None = None):
+        self.pixels, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+        self.transform = transform  # timm's create_loader sets its own
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(Image.fromarray(self.pixels[index]))
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def ours(q1, images: Tensor, batch: int) -> Callable[[], int]:
-    cfg, scale = epoch_config(q1, 192, 9, 4), [torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD)]
-
-    def run() -> int:
-        for x in images.split(batch):
-            q1.augment(x, cfg, scale)
-        return len(images)
-
-    return run
-
-
-def torchvision_transform(randaug_n: int = 2, randaug_m: float = 9, erase_prob: float = 0.25) -> Callable:
+def torchvision_transform(cfg: SimpleNamespace) -> Callable:
     return transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
             transforms.RandomHorizontalFlip(),
-            *([transforms.RandAugment(randaug_n, round(randaug_m))] if randaug_n else []),
+            *([transforms.RandAugment(cfg.randaug_n, round(cfg.randaug_m))] if cfg.randaug_n else []),
             transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
-            *([transforms.RandomErasing(erase_prob, value="random")] if erase_prob else []),
+            *([transforms.RandomErasing(cfg.erase_prob, value="random")] if cfg.erase_prob else []),
         ]
     )
 
 
-def timm_options(randaug_n: int = 2, randaug_m: float = 9, erase_prob: float = 0.25) -> dict:
-    """Of timm's `create_transform` and `create_loader` alike; two rounds of RandAugment are timm's default."""
+def v2_transform(cfg: SimpleNamespace) -> Callable:
+    return v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4, padding_mode="reflect"),
+            v2.RandomHorizontalFlip(),
+            v2.RandAugment(cfg.randaug_n, round(cfg.randaug_m)),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.RandomErasing(cfg.erase_prob, value="random"),
+        ]
+    )
+
+
+def timm_options(cfg: SimpleNamespace) -> dict:
+    """Options of timm's `create_transform` and `create_loader` alike."""
     return {
         "is_training": True,
-        "auto_augment": f"rand-m{randaug_m:g}-n{randaug_n}-mstd0.5-inc1" if randaug_n else None,
+        "auto_augment": f"rand-m{cfg.randaug_m:g}-n{cfg.randaug_n}-mstd0.5-inc1" if cfg.randaug_n else None,
         "color_jitter": None,  # timm adds it where RandAugment is off
-        "re_prob": erase_prob,
+        "re_prob": cfg.erase_prob,
         "re_mode": "pixel",
         "interpolation": "bilinear",
         "mean": MEAN,
@@ -204,108 +130,93 @@ def fit_small_images(transform: Callable) -> Callable:
     return transform
 
 
-def timm_transform() -> Callable:
-    return fit_small_images(create_transform(32, **timm_options()))
-
-
 def _keep_a_bit(level: float, _) -> tuple[int]:
     return (max(1, 4 - int(level / 10 * 4)),)
 
 
-def loader(images: Tensor, transform: Callable, workers: int) -> Callable[[], int]:
-    """One pass through a DataLoader. The workers stay alive between passes: starting them is not timed."""
-    data = DataLoader(
-        PillowImages(images, transform),
-        batch_size=BATCH,
+def torchvision_batches(images: Tensor, labels: Tensor, cfg: SimpleNamespace, workers: int, compute: Compute):
+    """Batches of (float32 [B, 3, 32, 32], int64 [B]) on the CPU; workers stay alive between passes."""
+    return DataLoader(
+        PillowImages(images, labels, torchvision_transform(cfg)),
+        cfg.batch_size,
         shuffle=True,
+        drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
-    )
-    return lambda: sum(len(x) for x in data)
-
-
-def v2_chunks(images: Tensor) -> Callable[[], int]:
-    """torchvision v2 on tensors draws once per call: chunks of 8 images share crop, flip, operations and rectangle."""
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=4, padding_mode="reflect"),
-            v2.RandomHorizontalFlip(),
-            v2.RandAugment(2, 9),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-            v2.RandomErasing(0.25, value="random"),
-        ]
+        pin_memory=compute.device.type == "cuda",
     )
 
-    def run() -> int:
-        for x in images.split(BATCH):
-            torch.cat([transform(chunk) for chunk in x.split(8)])
-        return len(images)
 
-    return run
+def timm_batches(images: Tensor, labels: Tensor, cfg: SimpleNamespace, workers: int, compute: Compute):
+    """The same by timm, on the GPU where there is one."""
+    cuda = compute.device.type == "cuda"
+    loader = create_loader(
+        PillowImages(images, labels),
+        (3, 32, 32),
+        cfg.batch_size,
+        use_prefetcher=cuda,
+        num_workers=workers,
+        pin_memory=cuda,
+        device=compute.device,
+        **timm_options(cfg),
+    )
+    fit_small_images(loader.dataset.transform)
+    return loader
 
 
-def augmentation(args: argparse.Namespace) -> Iterator[Contender]:
-    images = load_images(args.data_root, args.images)
-    few = images[: max(BATCH, args.images // 4)]  # for those that take about thirty times as long
-    q1, q1_always = nbload.load("q1.ipynb"), nbload.load("q1.ipynb")
-    q1_always.rand_augment = partial(q1_always.rand_augment, prob=1.0)  # the notebook leaves it at 0.5
+LOADERS = {"DataLoader with torchvision": torchvision_batches, "timm's create_loader": timm_batches}
+
+
+# ---- augmentation alone ----
+
+
+def augmentation(args: argparse.Namespace) -> list[dict]:
+    q1, compute = nbload.load(Q1), pick_compute("fp32", "cpu")
+    cfg = bench_config(q1, (192, 9, 4), 512)
+    images, labels = some_images(args.data_root, args.images), torch.arange(args.images) % 10
+    v2_augment, few = v2_transform(cfg), max(cfg.batch_size, args.images // 4)
+    per_image = images[:few], labels[:few]  # these take about thirty times as long
+
+    def by_batches(augment: Callable, size: int, *given) -> Callable[[], int]:
+        return lambda: sum(len(augment(batch, *given)) for batch in images.split(size))
+
+    contenders = []
     for threads in (1, 2):
-        yield Contender(f"ours, batches of {BATCH}", threads, ours(q1, images, BATCH))
-        yield Contender("ours, batches of 128", threads, ours(q1, images, 128))
-        yield Contender(f"ours, batches of {BATCH}, every operation applied", threads, ours(q1_always, images, BATCH))
-        yield Contender("torchvision v2, one draw for 8 images", threads, v2_chunks(images))
         workers = 0 if threads == 1 else 2
-        yield Contender("torchvision, per image", threads, loader(few, torchvision_transform(), workers))
-        yield Contender("timm, per image", threads, loader(few, timm_transform(), workers))
-
-
-AUGMENTATION_NOTES = (
-    "Ours and timm apply each of an image's two operations with probability 0.5 (timm's rand-m9-mstd0.5-inc1), "
-    "torchvision always; hence the row with every operation applied.",
-    "Two threads: torch's own for the tensor pipelines; for the per-image ones a DataLoader with two workers, started "
-    "beforehand, beside the process that receives the batches. One: no workers. With two, threads wait for each other "
-    "at every operation: those rows say something only where both cores were free.",
-)
+        ways = {
+            f"{Q1}, batches of 512": by_batches(q1.augment, 512, cfg, SCALE),
+            f"{Q1}, batches of 128": by_batches(q1.augment, 128, cfg, SCALE),
+            "torchvision v2, one draw for 8 images": by_batches(v2_augment, 8),
+        }
+        for name, transform in (
+            ("torchvision", torchvision_transform(cfg)),
+            ("timm", fit_small_images(create_transform(32, **timm_options(cfg)))),
+        ):
+            loader = DataLoader(
+                PillowImages(*per_image, transform), 512, num_workers=workers, persistent_workers=workers > 0
+            )
+            ways[f"{name}, per image, {workers} workers"] = lambda loader=loader: sum(len(x) for x, _ in loader)
+        contenders += [Contender(f"{name}, {threads} threads", run, threads) for name, run in ways.items()]
+    return take_turns(f"32 x 32, {compute.name}", "images/s", contenders, args.repeats)
 
 
 # ---- a whole training epoch ----
 
 
-def epoch(args: argparse.Namespace) -> Iterator[Contender]:
-    compute = pick_compute()
-    count = args.epoch_images or (50_000 if compute.device.type == "cuda" else 1024)
-    images, labels = load_images(args.data_root, count), torch.arange(count) % 10
-    q1 = nbload.load("q1.ipynb")
-    cfg = epoch_config(q1, 192, 9, 4)
-    threads = torch.get_num_threads()
-    yield Contender("q1.ipynb", threads, notebook_epoch(q1, cfg, images, labels, compute))
-    for workers in (0, os.cpu_count()):
-        run = usual_epoch(q1, cfg, torchvision_batches(images, labels, cfg, workers, compute), compute)
-        yield Contender(f"DataLoader, {workers} workers, torchvision per image", threads, run)
+def bench_config(q1, size: tuple[int, int, int], batch: int) -> SimpleNamespace:
+    """The preset t4's recipe for a ViT of another (width, depth, patch), with 64 channels a head."""
+    width, depth, patch = size
+    given = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64)}
+    given |= {"batch_size": batch, "compile": False, "max_minutes": 0, "seed": 0}
+    return make_config(q1.RECIPE, q1.PRESETS, "t4", given, 0)
 
 
-def epoch_config(q1, width: int, depth: int, patch: int, batch: int = 128):
-    """The preset t4's recipe for a ViT of another size, with 64 channels a head."""
-    sizes = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64)}
-    return make_config(
-        q1.RECIPE, q1.PRESETS, "t4", sizes | {"batch_size": batch, "compile": False, "max_minutes": 0, "seed": 0}, 0
-    )
-
-
-def notebook_run(q1, cfg, images: Tensor, labels: Tensor, compute):
-    """The notebook's `Run` for images, uint8 [N, 3, 32, 32], of ten classes, with none held out; it never ends."""
-    device, scale = compute.device, [torch.tensor(v).view(3, 1, 1).to(compute.device) for v in (MEAN, STD)]
-    split = Split(images.to(device), labels.to(device))
+def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute: Compute) -> Callable[[], int]:
+    """An epoch of the notebook's own code."""
+    split = Split(images.to(compute.device), labels.to(compute.device))
+    scale = [value.to(compute.device) for value in SCALE]
     run = q1.Run(cfg, compute, split, split.first(0), scale, tuple("0123456789"))
-    run.clock = Clock(10**9)
-    return run
-
-
-def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable[[], int]:
-    """Runs an epoch of the notebook's own code, and returns for how many images; images uint8 [N, 3, 32, 32]."""
-    run = notebook_run(q1, cfg, images, labels, compute)
-    example = torch.arange(cfg.batch_size)[None]
+    run.clock, example = Clock(10**9), torch.arange(cfg.batch_size)[None]
     step = engine.prepare(run, q1.train_step, lambda: next(q1.batches(run, example)))
 
     def epoch() -> int:
@@ -316,37 +227,14 @@ def notebook_epoch(q1, cfg, images: Tensor, labels: Tensor, compute) -> Callable
     return epoch
 
 
-class LabelledImages(PillowImages):
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable | None):
-        super().__init__(images, transform)
-        self.labels = labels
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return super().__getitem__(index), int(self.labels[index])
-
-
-def torchvision_batches(images: Tensor, labels: Tensor, cfg, workers: int, compute) -> DataLoader:
-    """Batches of (float32 [B, 3, 32, 32], int64 [B]) on the CPU, augmented image by image as `cfg` says."""
-    return DataLoader(
-        LabelledImages(images, labels, torchvision_transform(cfg.randaug_n, cfg.randaug_m, cfg.erase_prob)),
-        cfg.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=compute.device.type == "cuda",
-    )
-
-
-def usual_epoch(q1, cfg, data: Iterable, compute) -> Callable[[], int]:
-    """The same model, optimizer, mixing and precision behind a loader of whole batches, with the loss read after every
-    step."""
+def usual_epoch(q1, cfg, data: Iterable, compute: Compute) -> Callable[[], int]:
+    """The same behind a loader of whole batches, with the loss read after every step."""
     model = q1.ViT(cfg, 10).to(compute.device)
     optimizer, ema = q1.make_optimizer(model, cfg), ModelEmaV3(model, cfg.ema_decay)
     mixer = Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=10)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
 
-    def run() -> int:
+    def epoch() -> int:
         model.train()
         for x, y in data:
             x, y = mixer(x.to(compute.device, non_blocking=True), y.to(compute.device, non_blocking=True))
@@ -363,31 +251,152 @@ def usual_epoch(q1, cfg, data: Iterable, compute) -> Callable[[], int]:
             loss.item()
         return len(data) * cfg.batch_size
 
-    return run
+    return epoch
 
 
-EPOCH_NOTES = (
-    "The same ViT, batch (128), optimizer, MixUp and CutMix, clipping, EMA and precision in every row; what differs is "
-    "where the images come from and what draws their augmentation.",
-)
+def epoch(args: argparse.Namespace) -> list[dict]:
+    q1, rows = nbload.load(Q1), []
+    counts = args.epoch_images or ([50_000] if torch.cuda.is_available() else [1024, 8192])
+    for i, size in enumerate(args.models):
+        count = counts[min(i, len(counts) - 1)]
+        images, labels = some_images(args.data_root, count), torch.arange(count) % 10
+        cfg = bench_config(q1, size, args.batch)
+        for compute in precisions(args.precisions):
+            contenders = [Contender(Q1, notebook_epoch(q1, cfg, images, labels, compute))]
+            for name, batches in LOADERS.items():
+                run = usual_epoch(q1, cfg, batches(images, labels, cfg, args.workers, compute), compute)
+                contenders.append(Contender(f"{name}, {args.workers} workers", run))
+            setting = f"{size_name(cfg)}, {count:,} images, {compute.precision}"
+            rows += take_turns(setting, "images/s", contenders, args.repeats)
+    return rows
 
-PARTS = {"augmentation": (augmentation, AUGMENTATION_NOTES), "epoch": (epoch, EPOCH_NOTES)}
+
+# ---- accuracy after equal time ----
 
 
-def main(given: Sequence[str]) -> None:
+def loader_batches(batches: Iterable, run, order) -> Iterator:
+    """In place of the notebook's `batches`: what a loader gives, mixed batch by batch by timm."""
+    cfg, device, classes = run.cfg, run.compute.device, len(run.classes)
+    mixer = Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=classes)
+    for x, y in batches:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        if run.progress < 1 - cfg.mix_off_epochs / cfg.epochs and (cfg.mixup or cfg.cutmix):
+            yield mixer(x, y)
+        else:
+            yield x, mixup_target(y, classes, smoothing=cfg.label_smoothing)
+
+
+def accuracy(args: argparse.Namespace) -> list[dict]:
+    """A row for each contender and seed; all have the preset's recipe, schedule, validation and checkpoints."""
+    q1, compute, rows = nbload.load(Q1), pick_compute(), []
+    found = load_images(args.data_root, download=False)
+    given = {"max_minutes": args.minutes, "compile": False, "val_size": args.val_size, "data_root": args.data_root}
+    if args.accuracy_model:
+        width, depth, patch = args.accuracy_model
+        given |= {"embed_dim": width, "depth": depth, "patch_size": patch, "num_heads": max(1, width // 64)}
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
+    cfg = make_config(q1.RECIPE, q1.PRESETS, args.preset, given, memory)
+    cfg.val_size = min(cfg.val_size, len(found.train_labels) // 5)
+    scale = [value.to(compute.device) for value in SCALE]
+    setting = f"{found.name}, {cfg.val_size:,} held out; preset {cfg.preset}, {size_name(cfg)}, {compute.precision}"
+    for seed in args.seeds:
+        cfg.seed = seed
+        train, val = hold_out(found, cfg.val_size, args.train_size, seed, compute.device)
+        for name, make_batches in ((Q1, None), *LOADERS.items()):
+            source = q1.batches
+            if make_batches:
+                batches = make_batches(train.images.cpu(), train.labels.cpu(), cfg, args.workers, compute)
+                source, name = partial(loader_batches, batches), f"{name}, {args.workers} workers"
+            began, run = time.perf_counter(), q1.Run(cfg, compute, train, val, scale, found.classes)
+            with tempfile.TemporaryDirectory() as out, mock.patch.object(q1, "batches", source):
+                q1.train(run, Path(out))
+            rows.append(
+                {
+                    "contender": name,
+                    "setting": f"{setting}, {args.minutes:g} min",
+                    "seed": seed,
+                    "raw, %": round(run.history[-1]["val_accuracy"], 2),
+                    "EMA, %": round(run.history[-1]["ema_accuracy"], 2),
+                    "images seen": run.step * cfg.batch_size,
+                    "epochs": round(run.step / run.steps_per_epoch, 2),
+                    "seconds": round(time.perf_counter() - began, 1),
+                }
+            )
+            print(rows[-1], flush=True)
+            source = batches = None  # ends its workers
+    return rows
+
+
+# ---- how hard the images are ----
+
+
+@torch.no_grad()
+def hardness(args: argparse.Namespace) -> list[dict]:
+    """A row for training and held-out images and each kind of augmentation."""
+    q1, compute, rows = nbload.load(Q1), pick_compute(cpu_bf16=True), []
+    best = ckpt.load_checkpoint(args.weights, "model", "config", "mean", "std")
+    found = load_images(args.data_root, download=False)
+    cfg = SimpleNamespace(**best["config"])
+    fit_to_images(cfg, found)
+    model, scale = q1.ViT(cfg, len(found.classes)).to(compute.device), (best["mean"], best["std"])
+    model.load_state_dict(best["model"])
+    train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, torch.device("cpu"))
+    for part, split in (("training images", train.first(2000)), ("held-out images", val.first(2000))):
+        for name, n, erase in (("none", 0, 0.0), ("RandAugment", 2, 0.0), ("erasing", 0, 0.25), ("both", 2, 0.25)):
+            cfg.randaug_n, cfg.randaug_m, cfg.erase_prob = n, 9, erase
+            options = timm_options(cfg) | {key: best[key].flatten().tolist() for key in ("mean", "std")}
+            transform = fit_small_images(create_transform(32, **options))
+            theirs = [transform(Image.fromarray(image)) for image in split.images.permute(0, 2, 3, 1).numpy()]
+            row = {"images": part, "beside crop and flip": name, "n": len(split)}
+            for who, x in (("q1", q1.augment(split.images, cfg, scale)), ("timm", torch.stack(theirs))):
+                seen = evaluate.predict(model, x, lambda x: x, compute)[0]
+                row[f"{who}, % right"] = round(evaluate.accuracy(seen, split.labels), 2)
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+# ---- command line ----
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """(width, depth, patch) from 192x9p4."""
+    found = re.fullmatch(r"(\d+)x(\d+)p(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: give width, depth and patch as in 192x9p4")
+    return tuple(map(int, found.groups()))
+
+
+def size_name(cfg: SimpleNamespace) -> str:
+    return f"ViT {cfg.embed_dim} wide, {cfg.depth} deep, patch {cfg.patch_size}, batch {cfg.batch_size}"
+
+
+PARTS = {"augmentation": augmentation, "epoch": epoch, "accuracy": accuracy, "hardness": hardness}
+
+
+def main(given: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--data-root", help="a folder with CIFAR-10; default: synthetic images")
-    parser.add_argument("--images", type=int, default=4096, help="per run (a quarter for the per-image pipelines)")
-    parser.add_argument("--epoch-images", type=int, help="per epoch; default: 1,024 on a CPU, 50,000 on a GPU")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["augmentation", "epoch"])
+    parser.add_argument("--data-root", help="CIFAR-10 in any layout; default: random or drawn images")
     parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32", "bf16", "fp16"])
+    parser.add_argument("--images", type=int, default=4096, help="(augmentation; a quarter for those image by image)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the DataLoaders; default: one per core")
+    parser.add_argument("--models", nargs="+", type=parse_size, default=[(192, 9, 4), (64, 2, 8)], help="(epoch)")
+    parser.add_argument("--batch", type=int, default=128, help="(epoch)")
+    parser.add_argument("--epoch-images", nargs="+", type=int, help="by model; default: 1024 8192, 50000 on a GPU")
+    parser.add_argument("--minutes", type=float, default=3, help="of training (accuracy)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(accuracy)")
+    parser.add_argument("--preset", default="auto", help="of q1.ipynb (accuracy); default: by device")
+    parser.add_argument("--accuracy-model", type=parse_size, help="another ViT than the preset's, such as 64x2p8")
+    parser.add_argument("--train-size", type=int, help="(accuracy)")
+    parser.add_argument("--val-size", type=int, help="(accuracy)")
+    parser.add_argument("--weights", type=Path, default=ROOT / "assets" / "q1_vit_h100.pth", help="(hardness)")
     args = parser.parse_args(given)
-    command = shlex.join(["python", "tests/bench/bench_q1.py", *given])
-    for name in args.parts:
-        contenders, notes = PARTS[name]
-        rows = measure(list(contenders(args)), args.repeats)
-        write_table(rows, args.out, f"bench_q1_{name}", notes, [f"`{command}`", *machine()])
+    torch.set_float32_matmul_precision("high")  # as in the notebook
+    for part in args.parts:
+        report("bench_q1", part, PARTS[part](args), args.out, given)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,70 @@
-"""Seconds of each stage of q2's image pipeline, and the peak of its memory: tiny models and full size.
+"""q2.ipynb's own pipelines: seconds by stage, memory, and beside what people would use instead.
 
-    python tests/bench/bench_q2.py --out assets/measured
+    python tests/bench/bench_q2.py [--parts stages phrases tracking length] [--sizes tiny full] [--out DIR]
+
+stages    seconds of each stage for an image, and peak memory, by the image's size and the number of phrases
+phrases   images/s for several phrases: one GroundingDINO pass and one SAM 2 encoding for all of them, as the notebook
+          does, against one of each for every phrase
+tracking  frames/s and peak memory: segment/sam2_video.py on frames as they are decoded, against the sam2 package's own
+          `init_state` and `propagate_in_video` on a folder of JPEG files
+length    frames/s and peak memory of the video pipeline by the length of a clip: 1080p, two objects
 
 Full size means GroundingDINO Swin-T, SAM 2.1 small and CLIPSeg rd64 with random weights: as fast as trained ones, and
-nothing has to be fetched. So that every run has the same work, the surest 8 boxes are kept whatever their scores.
-Each row is a process of its own, since memory that was once used counts.
+nothing has to be fetched. So that every run has the same work, the surest boxes are kept whatever their scores, and in
+a video the objects' true boxes. Memory is that of a process for each row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import nbload
-from helpers.common import device, environment
-from helpers.common.files import atomic_path, write_csv
-from helpers.segment import clipseg, grounding_dino, sam2_image
+from bench_common import (
+    ROOT,
+    Contender,
+    in_its_own_process,
+    nbload,
+    peak_memory,
+    precisions,
+    report,
+    spread,
+    take_turns,
+)
+from helpers.common.boxes import mask_box
+from helpers.common.device import Compute, pick_compute
+from helpers.segment import clipseg, grounding_dino, sam2_image, video
+from helpers.segment.detections import Detection
 from helpers.segment.outputs import write_detections
-from helpers.shapes.synthetic import make_scene
+from helpers.segment.sam2_video import VideoTracker
+from helpers.segment.video import Silent, VideoReader, VideoWriter
+from helpers.shapes.clips import make_clip
+from helpers.shapes.draw import shape_mask
+from helpers.shapes.scenes import make_scene
 
+Q2 = "q2.ipynb"
 TINY = ROOT / "assets" / "tiny"
-SIZES = {"640 x 480": (480, 640), "12 megapixels": (3000, 4000)}
 PHRASES = ["red circle", "blue square", "green star", "pink heart", "cyan cross", "a triangle", "orange star", "square"]
-BOXES = 8
-STAGES = ("groundingdino", "sam2_encode", "sam2_masks", "clipseg", "write")
+
+
+# ---- models ----
 
 
 def write_full_size(folder: Path) -> None:
     """The three models at full size, random weights, in the layouts that their loaders read."""
+    import sam2
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
     from transformers import (
         BertTokenizerFast,
         CLIPSegConfig,
@@ -58,126 +81,286 @@ def write_full_size(folder: Path) -> None:
     GroundingDinoForObjectDetection(GroundingDinoConfig()).save_pretrained(dino)
     tokenizer = BertTokenizerFast.from_pretrained(TINY / "groundingdino")
     GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer).save_pretrained(dino)
-
     CLIPSegForImageSegmentation(CLIPSegConfig()).save_pretrained(folder / "clipseg")
     processor = CLIPSegProcessor.from_pretrained(TINY / "clipseg")
     processor.image_processor.size = {"height": 352, "width": 352}
     processor.save_pretrained(folder / "clipseg")
-    write_sam2(folder)
-
-
-def write_sam2(folder: Path) -> None:
-    """SAM 2.1 small alone."""
-    import sam2
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    torch.manual_seed(0)
     config = OmegaConf.load(Path(sam2.__file__).parent / "configs/sam2.1/sam2.1_hiera_s.yaml").model
     torch.save({"model": instantiate(config, _recursive_=True).state_dict()}, folder / "sam2.1_hiera_small.pt")
 
 
-def load_models(q2, folder: Path, compute: device.Compute):
+def load_sam2(folder: Path, compute: Compute):
+    full = folder / "sam2.1_hiera_small.pt"
+    return sam2_image.load_sam2(full if full.is_file() else folder / "sam2", compute)
+
+
+def load_models(q2, folder: Path, compute: Compute):
     """The tiny models from their folder, or what `write_full_size` wrote, as q2's `Models`."""
-    weights = folder / "sam2.1_hiera_small.pt" if (folder / "sam2.1_hiera_small.pt").is_file() else folder / "sam2"
     return q2.Models(
         grounding_dino.load(folder / "groundingdino", None, compute),
-        sam2_image.load_sam2(weights, compute),
+        load_sam2(folder, compute),
         clipseg.load_clipseg(folder / "clipseg", compute),
         compute,
     )
 
 
-def measure(folder: Path, size: str, phrases: int, repeats: int) -> dict:
-    """Medians over `repeats` runs after one that is not counted; memory of this process in MiB."""
-    q2, compute = nbload.load("q2.ipynb"), device.pick_compute()
-    networks = load_models(q2, folder, compute)
-    image = make_scene(0, *SIZES[size], objects=(5, 5)).image
-    wanted, settings = PHRASES[:phrases], q2.Settings(0.0, 0.0, 0.4, 1.0, BOXES)
-    seconds = {stage: [] for stage in STAGES}
+# ---- images ----
+
+
+def stages_once(folder: str, height: int, width: int, phrases: int, repeats: int, boxes: int) -> dict:
+    """Median seconds of each stage after a run that is not counted, and of all of them; memory of this process."""
+    q2, compute = nbload.load(Q2), pick_compute()
+    networks = load_models(q2, Path(folder), compute)
+    image, wanted = make_scene(0, height, width, objects=(5, 5)).image, PHRASES[:phrases]
+    found = []
+
+    def write(out: str) -> None:
+        kept = [replace(d, mask_score=float(np.nan_to_num(d.mask_score))) for d in found]
+        write_detections(out, image, kept, "image", ". ".join(wanted), networks.names(), {})
+
     with tempfile.TemporaryDirectory() as out:
+        work = {
+            "groundingdino": lambda: q2.detect(networks.dino, image, wanted, q2.Settings(0.0, 0.0, 0.4, 1.0, boxes)),
+            "sam2_encode": lambda: networks.sam2.set_image(image),
+            "sam2_masks": lambda: q2.add_masks(networks.sam2, found[:boxes]),
+            "clipseg": lambda: networks.clipseg.heatmaps(image, wanted),
+            "write": lambda: write(out),
+        }
+        seconds = {stage: [] for stage in work}
         for _ in range(1 + repeats):
-            marks = [time.perf_counter()]
-
-            def mark(marks=marks):
+            for stage, run in work.items():
+                began = time.perf_counter()
+                done = run()
                 compute.synchronize()
-                marks.append(time.perf_counter())
-
-            boxes = q2.detect(networks.dino, image, wanted, settings)[:BOXES]
-            mark()
-            networks.sam2.set_image(image)
-            mark()
-            detections = q2.add_masks(networks.sam2, boxes)
-            mark()
-            networks.clipseg.heatmaps(image, wanted)
-            mark()
-            detections = [replace(d, mask_score=float(np.nan_to_num(d.mask_score))) for d in detections]
-            write_detections(out, image, detections, "image", ". ".join(wanted), networks.names(), {})
-            mark()
-            for stage, taken in zip(STAGES, np.diff(marks), strict=True):
-                seconds[stage].append(taken)
-    row = {stage: round(statistics.median(taken[1:]), 3) for stage, taken in seconds.items()}
-    row["total"] = round(sum(row.values()), 3)
-    row |= {"total_min": round(min(map(sum, zip(*(s[1:] for s in seconds.values()), strict=True))), 3)}
-    row |= {"total_max": round(max(map(sum, zip(*(s[1:] for s in seconds.values()), strict=True))), 3)}
-    row["peak_MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    row["peak_GPU_MiB"] = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else ""
-    versions = environment.versions("torch", "transformers", "sam2", "groundingdino-py")
-    return row | {"n": repeats, "device": str(compute), "versions": " ".join(f"{k} {v}" for k, v in versions.items())}
+                seconds[stage].append(time.perf_counter() - began)
+                found = done if stage in ("groundingdino", "sam2_masks") else found
+    totals = [sum(parts) for parts in zip(*(taken[1:] for taken in seconds.values()), strict=True)]
+    row = {stage: spread(taken[1:])["median"] for stage, taken in seconds.items()}
+    return {"precision": compute.precision, **row, **spread(totals), **peak_memory()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--one", nargs=3, help=argparse.SUPPRESS
-    )  # folder, size, phrases: what a process of its own does
-    args = parser.parse_args()
-    if args.one:
-        folder, size, phrases = args.one
-        print(json.dumps(measure(Path(folder), size, int(phrases), args.repeats)))
-        return
+def stages(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
     rows = []
+    for models, folder in folders.items():
+        for width, height in args.image_sizes:
+            for phrases in (1, args.phrases):
+                job = {"folder": str(folder), "height": height, "width": width, "phrases": phrases}
+                job |= {"part": "stages", "repeats": repeats(args, models), "boxes": 8}
+                row = {"models": models, "image": f"{width} x {height}", "phrases": phrases}
+                rows.append(row | in_its_own_process(__file__, job))
+    return rows
+
+
+def one_pass(q2, networks, image: np.ndarray, phrases: list[str], each: int) -> list:
+    """As the notebook: all phrases in one caption, one encoding of the image; the surest `each` boxes a phrase on
+    average. Returns detections with masks, bool [H, W]."""
+    boxes = q2.detect(networks.dino, image, phrases, q2.Settings(0.0, 0.0, 0.4, 1.0, 1))
+    networks.sam2.set_image(image)
+    return q2.add_masks(networks.sam2, boxes[: each * len(phrases)])
+
+
+def pass_per_phrase(q2, networks, image: np.ndarray, phrases: list[str], each: int) -> list:
+    return [d for phrase in phrases for d in one_pass(q2, networks, image, [phrase], each)]
+
+
+def phrases(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
+    q2, rows, (width, height) = nbload.load(Q2), [], args.image_sizes[0]
+    image, wanted = make_scene(0, height, width, objects=(5, 5)).image, PHRASES[: args.phrases]
+    for models, folder in folders.items():
+        for compute in precisions(args.precisions):
+            networks, masks = load_models(q2, folder, compute), {}
+
+            def run(way: Callable, networks=networks, compute=compute, masks=masks) -> int:
+                masks[way] = len(way(q2, networks, image, wanted, args.boxes))
+                compute.synchronize()
+                return 1
+
+            ways = {f"{Q2}: one pass for all phrases": one_pass, "one pass for each phrase": pass_per_phrase}
+            contenders = [Contender(name, partial(run, way)) for name, way in ways.items()]
+            run(one_pass)  # warms the models up: the other way takes up to a minute and a half
+            setting = f"{models}, {width} x {height}, {len(wanted)} phrases, {compute.precision}"
+            new = take_turns(setting, "images/s", contenders, repeats(args, models), warm_up=False)
+            rows += [row | {"masks": masks[way]} for row, way in zip(new, ways.values(), strict=True)]
+    return rows
+
+
+# ---- videos ----
+
+
+def draw_clip(folder: Path, frames: int, height: int, width: int, objects: int) -> list[tuple[int, ...]]:
+    """Write clip.mp4 and its frames as jpg/00000.jpg and so on; returns the boxes of the objects on the first frame,
+    x0, y0, x1, y1 in pixels."""
+    clip = make_clip(3, height, width, frames, occluders=(0, 0), motions=["stay"] * objects)
+    (folder / "jpg").mkdir()
+    with VideoWriter(folder / "clip.mp4", Silent(width, height, 25)) as writer:
+        for i, image in enumerate(clip.frames):
+            writer.write(image, i)
+            Image.fromarray(image).save(folder / "jpg" / f"{i:05}.jpg", quality=95)
+    return [mask_box(item.masks[0]) for item in clip.objects]
+
+
+def track_lazily(segmenter, folder: Path, boxes: list, frames: list | None = None) -> np.ndarray:
+    """The masks, bool [T, objects, H, W], of helpers/segment/sam2_video.py on clip.mp4, or on `frames`, a list of uint8
+    [H, W, 3]."""
+    clip = VideoReader(folder / "clip.mp4") if frames is None else frames
+    images = (frame.image for frame in clip) if frames is None else iter(frames)
+    width, height = Image.open(folder / "jpg" / "00000.jpg").size
+    tracker, found = VideoTracker(segmenter, height, width, len(clip)), []
+    for i, prepared in enumerate(video.read_ahead(map(tracker.prepare, images))):
+        tracker.show(i, prepared)
+        for number, box in enumerate(boxes if i == 0 else ()):
+            tracker.add(number, box=box)
+        found.append(np.stack(list(tracker.track().values())))
+    return np.stack(found)
+
+
+@torch.inference_mode()
+def track_plainly(segmenter, folder: Path, boxes: list) -> np.ndarray:
+    """The same by the package's own loop over the folder jpg, as its examples have it."""
+    model, found = segmenter.model, []
+    with segmenter.compute.autocast():
+        state = model.init_state(str(folder / "jpg"))
+        for number, box in enumerate(boxes):
+            model.add_new_points_or_box(state, 0, number, box=np.float32(box))
+        for _, _, logits in model.propagate_in_video(state):
+            found.append((logits[:, 0] > 0).cpu().numpy())
+    return np.stack(found)
+
+
+TRACKERS = {f"{Q2}: frames as they come": track_lazily, "sam2's own loop over jpg files": track_plainly}
+
+
+def tracking_once(name: str, folder: str, precision: str, clip: str, boxes: list) -> dict:
+    """Memory of this process after contender `name` has tracked the clip."""
+    TRACKERS[name](load_sam2(Path(folder), pick_compute(precision)), Path(clip), boxes)
+    return peak_memory()
+
+
+def tracking(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
+    """`equal, %` is the share of the masks' pixels in which the two agree on the same frames, those of the files."""
+    rows, (width, height) = [], args.video_size
+    for models, folder in folders.items():
+        frames = args.frames if models == "tiny" else args.full_frames
+        for objects in args.objects if models == "tiny" else args.objects[:1]:
+            for compute in precisions(args.precisions):
+                with tempfile.TemporaryDirectory() as place:
+                    clip, segmenter = Path(place), load_sam2(folder, compute)
+                    boxes = draw_clip(clip, frames, height, width, objects)
+                    images = [np.array(Image.open(path)) for path in sorted((clip / "jpg").iterdir())]
+                    same = track_lazily(segmenter, clip, boxes, images) == track_plainly(segmenter, clip, boxes)
+                    contenders = [
+                        Contender(name, lambda run=run, s=segmenter, c=clip, b=boxes: len(run(s, c, b)))
+                        for name, run in TRACKERS.items()
+                    ]
+                    setting = f"{models}, {frames} frames of {width} x {height}, {objects} objects, {compute.precision}"
+                    count = repeats(args, models)  # the comparison of the masks was the warm-up
+                    for row in take_turns(setting, "frames/s", contenders, count, warm_up=False):
+                        job = {"part": "tracking", "name": row["contender"], "folder": str(folder), "clip": place}
+                        memory = in_its_own_process(__file__, job | {"precision": compute.precision, "boxes": boxes})
+                        rows.append(row | {"equal, %": round(100 * same.mean(), 3)} | memory)
+    return rows
+
+
+HEIGHT, WIDTH = 1080, 1920
+ROUND = (("circle", (220, 40, 40), 300, 0.0), ("square", (40, 80, 220), 360, 2.0))
+
+
+def draw_long_clip(path: Path, frames: int) -> None:
+    """A red circle and a blue square that go to and fro, one above the other, on grey."""
+    with VideoWriter(path, Silent(WIDTH, HEIGHT, 30)) as writer:
+        for i in range(frames):
+            image = np.full((HEIGHT, WIDTH, 3), 150, np.uint8)
+            for row, (shape, colour, size, phase) in enumerate(ROUND):
+                x = WIDTH / 2 + 0.35 * WIDTH * np.sin(2 * np.pi * i / 300 + phase)
+                image[shape_mask(shape, HEIGHT, WIDTH, x, HEIGHT * (0.27 + 0.46 * row), size) >= 0.5] = colour
+            writer.write(image, i)
+
+
+def true_objects(q2, networks, image, phrases, settings) -> list[Detection]:
+    """In place of the notebook's `find_objects`: as much work, but with the boxes of what differs from the grey."""
+    q2.detect(networks.dino, image, phrases, settings)
+    different = np.abs(image.astype(int) - 150).max(2) > 40
+    boxes = []
+    for top in (0, HEIGHT // 2):
+        x0, y0, x1, y1 = mask_box(different[top : top + HEIGHT // 2])
+        boxes.append((float(x0), float(y0 + top), float(x1), float(y1 + top)))
+    networks.sam2.set_image(image)
+    found = [Detection(p, 0.9, box, "groundingdino") for p, box in zip(phrases, boxes, strict=True)]
+    return q2.add_masks(networks.sam2, found)
+
+
+def length_once(folder: str, path: str, every: int) -> dict:
+    """From the text to `video_overlay.mp4` and `tracks.json`, in this process."""
+    q2, compute, clip = nbload.load(Q2), pick_compute(), VideoReader(Path(path))
+    if Path(folder) != TINY:
+        q2.find_objects = partial(true_objects, q2)
+    networks, settings = load_models(q2, Path(folder), compute), q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
+    began = time.perf_counter()
+    frames, _ = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent, every)
+    seconds = time.perf_counter() - began
+    ids = {o["id"] for frame in frames for o in frame["objects"]}
+    return {"objects": len(ids), "frames/s": round(len(frames) / seconds, 2), **peak_memory()}
+
+
+def length(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
+    rows = []
+    for models, folder in folders.items():
+        for frames in args.lengths if models == "tiny" else args.full_lengths:
+            with tempfile.TemporaryDirectory() as place:
+                clip = Path(place) / "clip.mp4"
+                draw_long_clip(clip, frames)
+                job = {"part": "length", "folder": str(folder), "path": str(clip), "every": args.redetect_every}
+                rows.append({"models": models, "frames": frames, **in_its_own_process(__file__, job)})
+    return rows
+
+
+# ---- command line ----
+
+PARTS = {"stages": stages, "phrases": phrases, "tracking": tracking, "length": length}
+JOBS = {"stages": stages_once, "tracking": tracking_once, "length": length_once}
+
+
+def repeats(args: argparse.Namespace, models: str) -> int:
+    return args.repeats if models == "tiny" else args.full_repeats
+
+
+def main(given: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--sizes", nargs="+", choices=("tiny", "full"), default=["tiny", "full"])
+    parser.add_argument("--out", type=Path, help="folder for the CSV and Markdown tables")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--full-repeats", type=int, default=1, help="for the models of full size")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32", "bf16", "fp16"])
+    parser.add_argument("--image-sizes", nargs="+", type=pair, default=[(640, 480), (4000, 3000)], metavar="WxH")
+    parser.add_argument("--phrases", type=int, default=len(PHRASES))
+    parser.add_argument("--boxes", type=int, default=1, help="a phrase (phrases; the tiny GroundingDINO has 20 in all)")
+    parser.add_argument("--video-size", type=pair, default=(320, 240), metavar="WxH", help="(tracking)")
+    parser.add_argument("--frames", type=int, default=60, help="(tracking)")
+    parser.add_argument("--full-frames", type=int, default=8, help="(tracking)")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3], help="full size: the first number (tracking)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[200, 2000], help="in frames (length)")
+    parser.add_argument("--full-lengths", type=int, nargs="+", default=[12, 36], help="in frames (length)")
+    parser.add_argument("--redetect-every", type=int, default=6, help="frames, as the notebook's parameter (length)")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # of `in_its_own_process`
+    args = parser.parse_args(given)
+    torch.set_float32_matmul_precision("high")  # as in the notebook
+    if args.job:
+        print(json.dumps(JOBS[args.job.pop("part")](**args.job)))
+        return
     with tempfile.TemporaryDirectory() as full:
-        write_full_size(Path(full))
-        for models, folder in (("tiny", TINY), ("full size", Path(full))):
-            for size in SIZES:
-                for phrases in (1, 8):
-                    command = [sys.executable, __file__, "--repeats", str(args.repeats)]
-                    command += ["--one", str(folder), size, str(phrases)]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    row = {"models": models, "image": size, "phrases": phrases}
-                    rows.append(row | json.loads(done.stdout.splitlines()[-1]))
-                    print(*rows[-1].values(), sep="  ", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, args.out / "bench_q2.csv")
-    columns = [
-        "models",
-        "image",
-        "phrases",
-        *STAGES,
-        "total",
-        "total_min",
-        "total_max",
-        "peak_MiB",
-        "peak_GPU_MiB",
-        "n",
-    ]
-    lines = [
-        f"`python tests/bench/bench_q2.py --repeats {args.repeats}` on {rows[0]['device']}; {rows[0]['versions']}",
-        "",
-    ]
-    lines += [
-        "Seconds (medians; full size with random weights), 8 boxes an image, and memory of the whole process.",
-        "",
-    ]
-    lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(str(row[column]) for column in columns)} |" for row in rows]
-    with atomic_path(args.out / "bench_q2.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written to {args.out}")
+        if "full" in args.sizes:
+            write_full_size(Path(full))
+        folders = {name: folder for name, folder in (("tiny", TINY), ("full", Path(full))) if name in args.sizes}
+        for part in args.parts:
+            report("bench_q2", part, PARTS[part](args, folders), args.out, given)
+
+
+def pair(text: str) -> tuple[int, ...]:
+    """(640, 480) from 640x480."""
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,19 +4,14 @@
     python tests/bench/gpu.py --part recipe --minutes 5 --data DATA [--epochs 12] [--only NAME ...]
     python tests/bench/gpu.py --part train --minutes 8 --data DATA [--set embed_dim=384 epochs=300 ...]
 
-engine: images per second of a training step run eagerly, compiled, and as one CUDA graph, for several models and
-    batches, and how far a graphed step is from an eager one.
+engine: milliseconds of a training step run eagerly, compiled, and as one CUDA graph, for several models and batches.
 recipe, rates, choices: one thing changed at a time, each trained by q1.ipynb's own code on equally many images, with
     the gradient's norm and the size of the residual stream logged on the way; stops before --minutes are over, and goes
     on from what DIR/<part>.csv already has.
 train: one run with q1's outputs, resumed from DIR/last.pth where there is one.
-
-hardness: how many augmented images a trained model (--weights) gets right, by the notebook's augmentation and by
-    timm's, image by image; a defect in either would show. Wants no GPU.
 figures: DIR/recipe.png and DIR/gpu_run.png, as section 7 of q1 shows them, from the tables in assets/measured/.
 
-DATA: a .tar.xz of class folders (train/airplane/0000.jpg …), or what q1's data_root takes. Needs torch, torchvision,
-timm, numpy, pillow and matplotlib only.
+DATA: what q1's data_root takes; drawn shapes without. Needs no package of q2's.
 """
 
 from __future__ import annotations
@@ -24,30 +19,21 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import io
 import json
-import multiprocessing
-import os
-import sys
-import tarfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ.setdefault("TQDM_DISABLE", "1")
-
-import nbload
+from bench_common import ROOT, nbload, spread
 from helpers.common import environment
 from helpers.common.device import Compute, pick_compute
 from helpers.common.figures import PALETTE, finish, new_figure, read_rows
@@ -55,7 +41,7 @@ from helpers.vit import checkpoint as ckpt
 from helpers.vit import config, engine, evaluate, figures
 from helpers.vit.clock import Clock
 from helpers.vit.data import hold_out, load_images, pixel_statistics
-from helpers.vit.image_set import CLASSES, ImageSet, tensors
+from helpers.vit.image_set import ImageSet
 
 BEGAN = time.perf_counter()
 VIT = {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 4, "patch_stride": None}
@@ -113,42 +99,6 @@ QUICK = {
     "mean pooling": ({"pool": "mean"}, {}),
 }
 COMPARISONS = {"quick": QUICK, "recipe": RECIPE, "rates": RATES, "choices": CHOICES}
-
-
-# ------------------------------------------------------------------------------------------ images
-
-
-def _decode(files: list[bytes]) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).transpose(2, 0, 1) for file in files])
-
-
-def read_archive(path: Path, limit: int | None = None) -> ImageSet:
-    """Images of a .tar.xz of class folders, decoded by all cores; at most `limit` of a class and split."""
-    rows: dict[str, list[tuple[int, bytes]]] = {"train": [], "test": []}
-    with tarfile.open(path, "r|xz") as tar:
-        for member in tar:
-            if member.isfile():
-                split, name, file = member.name.split("/")[-3:]
-                if limit is None or int(file.split(".")[0]) < limit:
-                    rows[split].append((CLASSES.index(name), tar.extractfile(member).read()))
-    arrays = []
-    with multiprocessing.get_context("fork").Pool(min(16, os.cpu_count() or 1)) as pool:
-        for part in rows.values():
-            files = [file for _, file in part]
-            chunks = pool.map(_decode, [files[i : i + 500] for i in range(0, len(files), 500)])
-            arrays.append((np.concatenate(chunks), np.array([label for label, _ in part])))
-    (x, y), (test_x, test_y) = arrays
-    as_tensors = [torch.from_numpy(array) for array in (x, y, test_x, test_y)]
-    return ImageSet(*as_tensors, classes=CLASSES, name="CIFAR-10", source=f"{path.name} (JPEG copy)")
-
-
-def read_images(path: str | None, limit: int | None) -> ImageSet:
-    if path is None:
-        from helpers.shapes.synthetic import SHAPES, make_shapes
-
-        x, y = make_shapes(limit or 2000, seed=0)
-        return ImageSet(*tensors(x, y), *tensors(x[:200], y[:200]), tuple(SHAPES), "ten shapes (synthetic)", "drawn")
-    return read_archive(Path(path), limit) if path.endswith(".tar.xz") else load_images(path, download=False)
 
 
 # ------------------------------------------------------------------------------------------ replaced in the notebook
@@ -227,8 +177,7 @@ def compare(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None
     for name, (changed, replaced) in COMPARISONS[args.part].items():
         if name in {row["variant"] for row in rows} or (args.only and name not in args.only):
             continue
-        left = 60 * args.minutes - (time.perf_counter() - BEGAN)
-        if left < 1.2 * longest:
+        if 60 * args.minutes - (time.perf_counter() - BEGAN) < 1.2 * longest:
             print(f"no time left for {name}", flush=True)
             continue
         began, q1 = time.perf_counter(), notebook(replaced)
@@ -302,34 +251,23 @@ def about(run: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ speed
 
 
-def clock(compute: Compute, work: Callable[[], object], count: int) -> float:
-    """Seconds of a call."""
+def seconds_of(compute: Compute, work: Callable[[], object], count: int) -> list[float]:
+    """Seconds of a call, the mean of `count` in a row, five times after one call that is not timed."""
     work()
-    compute.synchronize()
-    began = time.perf_counter()
-    for _ in range(count):
-        work()
-    compute.synchronize()
-    return (time.perf_counter() - began) / count
-
-
-def busy(work: Callable[[], object], count: int = 5) -> float:
-    """Share of the time in which the GPU runs a kernel."""
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    taken = []
+    for _ in range(5):
+        compute.synchronize()
         began = time.perf_counter()
         for _ in range(count):
             work()
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-    return min(1.0, kernels / seconds)
+        compute.synchronize()
+        taken.append((time.perf_counter() - began) / count)
+    return taken
 
 
 def speed(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
-    """A row in engine.csv for each model, batch and way to run a step."""
+    """A row in engine.csv for each model, batch and way to run a step: its milliseconds, and images/s, input included,
+    where steps are run that way."""
     cuda, rows = compute.device.type == "cuda", []
     shapes = [(VIT, b) for b in (128, 64, 256, 512)] + [(VIT | WIDE, b) for b in (128, 512)]
     shapes += [(VIT | WIDE | {"patch_size": 2}, 128)]
@@ -340,45 +278,31 @@ def speed(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
         for compiled in (False, True) if cuda else (False,):
             q1 = notebook({})
             run = new_run(q1, shape | {"batch_size": batch, "compile": compiled, "epochs": 10**6}, found, compute)
-            run.clock, count = Clock(10**12), min(4096, len(run.train)) // batch * batch
+            run.clock, count = Clock(10**12), min(4096 if cuda else 256, len(run.train)) // batch * batch
             order = torch.randperm(len(run.train))[:count].view(-1, batch)
-            began = time.perf_counter()
             step = engine.prepare(run, q1.train_step, lambda q1=q1, run=run, order=order: next(q1.batches(run, order)))
-            setup = time.perf_counter() - began
-            images, targets = next(q1.batches(run, order))
 
             def chunk(q1=q1, run=run, order=order, step=step) -> None:
                 for x, y in q1.batches(run, order):
                     q1.set_rates(run)
                     step(x, y)
 
-            ways = {"eager": lambda run=run, q1=q1, x=images, y=targets: q1.train_step(run, x, y)}
-            if cuda:
-                ways["graph"] = lambda step=step, x=images, y=targets: step(x, y)
+            given = next(q1.batches(run, order))
+            ways = {"eager": partial(q1.train_step, run, *given)} | ({"graph": partial(step, *given)} if cuda else {})
             for way, work in ways.items():
-                seconds = clock(compute, work, 20 if cuda else 2)
-                whole = clock(compute, chunk, 2) / len(order) if way != "eager" or not cuda else None
+                used = way == "graph" or not cuda  # by the notebook
                 row = {
                     "model": f"{run.cfg.embed_dim}x{run.cfg.depth} p{run.cfg.patch_size}",
                     "batch": batch,
                     "way": ("compiled, " if compiled else "") + way,
-                    "setup_seconds": round(setup, 1),
-                    "step_ms": round(1e3 * seconds, 3),
-                    "step_images_per_second": round(batch / seconds),
-                    "tflops": round(6 * flops(run) * batch / seconds / 1e12, 1),
-                    "with_input_images_per_second": round(batch / whole) if whole else "",
-                    "busy": round(busy(work), 3) if cuda else "",
+                    "unit": "ms",
+                    **spread([1e3 * seconds for seconds in seconds_of(compute, work, 20 if cuda else 1)]),
+                    "images/s with input": round(count / median(seconds_of(compute, chunk, 1))) if used else "",
                     **about(run),
                 }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
             ckpt.write_csv(rows, args.out / "engine.csv")
-
-
-def flops(run: Any) -> float:
-    """Multiplications of a forward pass of one image: matrices and attention."""
-    cfg, tokens = run.cfg, run.model.pos_embed.shape[1]
-    return cfg.depth * (tokens * (4 + 2 * cfg.mlp_ratio) * cfg.embed_dim**2 + 2 * tokens**2 * cfg.embed_dim)
 
 
 # ------------------------------------------------------------------------------------------ one long run
@@ -401,41 +325,6 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
     half = {name: value.half() if value.is_floating_point() else value for name, value in best["model"].items()}
     ckpt.try_save(best | {"model": half}, args.out / "best_fp16.pth")  # small enough to be taken along
     ckpt.write_summary(args.out / "run_summary.json", compute, found, best, results, run)
-
-
-# ------------------------------------------------------------------------------------------ how hard the images are
-
-
-@torch.no_grad()
-def hardness(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
-    """A row in hardness.csv for training and held-out images, each kind of augmentation, ours and timm's."""
-    from timm.data import create_transform
-
-    import bench_q1
-
-    q1, best = notebook({}), ckpt.load_checkpoint(args.weights, "model", "config", "mean", "std")
-    cfg = SimpleNamespace(**best["config"])
-    config.fit_to_images(cfg, found)
-    model, scale = q1.ViT(cfg, len(found.classes)).to(compute.device), (best["mean"], best["std"])
-    model.load_state_dict(best["model"])
-    train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, torch.device("cpu"))
-    rows, torch_scale = [], [value.flatten().tolist() for value in scale]
-    for part, images in (("training images", train.first(2000)), ("held-out images", val.first(2000))):
-        for name, n, erase in (("none", 0, 0.0), ("RandAugment", 2, 0.0), ("erasing", 0, 0.25), ("both", 2, 0.25)):
-            cfg.randaug_n, cfg.erase_prob = n, erase
-            options = bench_q1.timm_options(n, 9, erase) | {"mean": torch_scale[0], "std": torch_scale[1]}
-            transform = bench_q1.fit_small_images(create_transform(32, **options))
-            theirs = [transform(Image.fromarray(image)) for image in images.images.permute(0, 2, 3, 1).numpy()]
-            batches = {"q1": q1.augment(images.images, cfg, scale), "timm": torch.stack(theirs)}
-            right = {}
-            for who, x in batches.items():
-                seen = evaluate.predict(model, x, lambda x: x, compute)[0]
-                right[f"{who}, % right"] = round(100 * evaluate.count_right(seen, images.labels) / len(images), 2)
-            rows.append(
-                {"images": part, "beside crop and flip": name, "n": len(images), **right, "device": compute.name}
-            )
-            print(rows[-1], flush=True)
-    ckpt.write_csv(rows, args.out / "hardness.csv")
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -470,13 +359,11 @@ def draw(out: Path) -> None:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["engine", "train", "hardness", "figures", *COMPARISONS], required=True)
+    parser.add_argument("--part", choices=["engine", "train", "figures", *COMPARISONS], required=True)
     parser.add_argument("--minutes", type=float, default=10, help="from the start of this script")
     parser.add_argument("--reserve", type=float, default=0.2, help="minutes kept for the test (train)")
     parser.add_argument("--epochs", type=float, default=12, help="of each variant (recipe, rates, choices)")
     parser.add_argument("--data", help="default: drawn shapes")
-    parser.add_argument("--limit", type=int, help="images of a class and split")
-    parser.add_argument("--weights", type=Path, default=ROOT / "assets" / "q1_vit_h100.pth", help="(hardness)")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of q1, for every variant")
     parser.add_argument("--amp", default=None, help="fp16, bf16 or fp32; default: by device")
@@ -490,10 +377,10 @@ def main(given: list[str] | None = None) -> None:
         return draw(args.out)
     torch.set_float32_matmul_precision("high")
     compute = pick_compute(args.amp or True, cpu_bf16=True)
-    found = read_images(args.data, args.limit)
+    found = load_images(args.data, download=False, default_roots=())
     print(f"[{time.perf_counter() - BEGAN:.1f} s] {found.name}, {found.source}, {compute}", flush=True)
     print(environment.versions("torch", "timm", "numpy"), flush=True)
-    {"engine": speed, "train": train, "hardness": hardness}.get(args.part, compare)(args, found, compute)
+    {"engine": speed, "train": train}.get(args.part, compare)(args, found, compute)
     print(f"[{time.perf_counter() - BEGAN:.1f} s] done", flush=True)
 
 

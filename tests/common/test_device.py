@@ -21,7 +21,6 @@ RECENT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         ((7, 0), RECENT, False),
         ((12, 0), ["sm_120"], True),
         ((7, 5), [], False),
-        ((9, 4), ["gfx942"], True),  # ROCm
     ],
 )
 def test_kernels(capability, arch_list, runs):
@@ -34,14 +33,6 @@ def test_kernels(capability, arch_list, runs):
             device.require_kernels("a GPU", capability, arch_list)
 
 
-@pytest.mark.parametrize(
-    ("capability", "precision"), [((6, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
-)
-def test_precision_goes_by_hardware_not_by_emulation(capability, precision, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as a T4 says
-    assert device.cuda_precision(capability) == precision
-
-
 def fake_gpu(monkeypatch, name, capability, arch_list):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
@@ -49,9 +40,11 @@ def fake_gpu(monkeypatch, name, capability, arch_list):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: arch_list)
 
 
-def test_a_gpu_is_chosen_with_its_precision(monkeypatch):
-    fake_gpu(monkeypatch, "Tesla T4", (7, 5), RECENT)
-    assert device.pick_compute() == device.Compute(torch.device("cuda"), "Tesla T4", "fp16")
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_precision_goes_by_hardware_not_by_emulation(capability, precision, monkeypatch):
+    fake_gpu(monkeypatch, "a GPU", capability, RECENT)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as a T4 says
+    assert device.pick_compute() == device.Compute(torch.device("cuda"), "a GPU", precision)
     assert device.pick_compute(amp=False).precision == "fp32"
     assert device.pick_compute(amp="bf16").precision == "bf16"
 
@@ -87,3 +80,28 @@ def test_bf16_on_a_cpu_only_where_it_multiplies_it(monkeypatch, flags, precision
     assert device.pick_compute(False, "cpu", cpu_bf16=True).precision == "fp32"
     monkeypatch.setattr(device, "_cpuinfo", lambda: "")
     assert device.pick_compute(True, "cpu", cpu_bf16=True).precision == "fp32"
+
+
+def test_modules_are_compiled_where_that_works(monkeypatch, capsys):
+    compiler, network = torch.compile, torch.nn.Sequential(torch.nn.Linear(2, 2))
+    monkeypatch.setattr(torch, "compile", lambda f, **given: compiler(f, backend="eager", **given))  # traced, no more
+    device.compile_if_possible(network, lambda: network(torch.ones(1, 2)))
+    assert network[0]._compiled_call_impl is not None and not capsys.readouterr().out
+
+    def broken(*_, **__):
+        raise RuntimeError("no compiler found\nset an option")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    device.compile_if_possible(network, lambda: network(torch.ones(1, 2)))
+    assert capsys.readouterr().out.endswith("going on without: no compiler found\n")
+    assert network(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_a_lack_of_memory_is_not_the_compilers_failure(monkeypatch):
+    def rehearse():
+        raise torch.OutOfMemoryError
+
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(torch.OutOfMemoryError):
+        device.compile_if_possible(network, rehearse)
+    assert network[0]._compiled_call_impl is not None

@@ -18,7 +18,7 @@ from helpers.segment.outputs import (
     write_tracks,
 )
 from helpers.segment.overlay import draw_instances
-from helpers.shapes.synthetic import shape_mask
+from helpers.shapes.draw import shape_mask
 
 FILES = ["detections.json", "instances.png", "mask.png", "overlay.png"]
 MODELS = {"groundingdino": "tiny", "sam2": "tiny", "clipseg": "tiny"}

@@ -11,7 +11,8 @@ from helpers.common.figures import PALETTE
 from helpers.segment.detections import Detection
 from helpers.segment.outputs import track_entry
 from helpers.segment.overlay import colour, draw_boxes, draw_instances, draw_tracked
-from helpers.shapes.synthetic import make_scene, shape_mask
+from helpers.shapes.draw import shape_mask
+from helpers.shapes.scenes import make_scene
 
 
 def detection(height, width, shape="circle", cx=0.5, cy=0.5, size=0.4, label="red circle", source="groundingdino"):

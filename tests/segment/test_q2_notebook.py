@@ -22,7 +22,8 @@ from helpers.segment.examples import draw_examples
 from helpers.segment.outputs import decode_mask
 from helpers.segment.prompts import parse_phrases
 from helpers.segment.video import Silent, VideoReader, VideoWriter
-from helpers.shapes.synthetic import make_clip, make_scene
+from helpers.shapes.clips import make_clip
+from helpers.shapes.scenes import make_scene
 
 ROOT = nbload.ROOT
 # fmt: off

@@ -7,7 +7,7 @@ from pycocotools import mask as coco
 from helpers.segment.detections import covered, mask_iou, overlaps
 from helpers.segment.outputs import track_entry
 from helpers.segment.track_scores import masks_by_id, score_object
-from helpers.shapes.synthetic import ClipObject
+from helpers.shapes.clips import ClipObject
 
 LEFT, RIGHT = np.zeros((2, 20, 40), bool)
 LEFT[5:15, 5:15] = RIGHT[5:15, 25:35] = True

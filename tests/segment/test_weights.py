@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from helpers.common import hub
 from helpers.common.device import pick_compute
-from helpers.segment import clipseg, grounding_dino, sam2_masks, weights
+from helpers.segment import clipseg, grounding_dino, sam2_image, weights
 from helpers.segment.weights import WeightsError, find_models
 from offline import blocked_network, hang_on_look_up, hub_server, snapshot, use_hub
 
@@ -194,7 +194,7 @@ def test_what_is_broken_is_named_by_its_loader(machine):
     is_found(found, expected)
     for load, *names in (
         (lambda: grounding_dino.load(found.dino, found.bert, compute), expected["dino"].name, "truncated"),
-        (lambda: sam2_masks.load_sam2(found.sam2, compute), expected["sam2"].name, "truncated"),
+        (lambda: sam2_image.load_sam2(found.sam2, compute), expected["sam2"].name, "truncated"),
         (lambda: clipseg.load_clipseg(found.clipseg, compute), "weights/clipseg", "cannot be loaded"),
         (lambda: grounding_dino._load_bert(found.bert), "weights/bert", "holds no vocab.txt"),
     ):

@@ -1,15 +1,12 @@
 """The optimizer that the tiny models are trained with (assets/tiny/common.py)."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "assets" / "tiny"))
 import common
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon, to compare with, came with PyTorch 2.9")
 def test_muon_takes_the_steps_of_torchs_own():
     start = [torch.randn(shape) for shape in ((8, 24), (24, 8), (8, 24), (5, 5))]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.shapes import synthetic
+from helpers.shapes import classes
 from helpers.vit.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
 from test_notebooks import SHORT, TINY, papermill
 
@@ -666,7 +666,7 @@ def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
 
 def test_without_any_copy_the_shapes_stand_in_and_say_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(synthetic, "make_shapes", lambda n, seed, make=synthetic.make_shapes: make(n // 100, seed=seed))
+    monkeypatch.setattr(classes, "make_shapes", lambda n, seed, make=classes.make_shapes: make(n // 100, seed=seed))
     images = load_images(None, download=False, default_roots=[tmp_path])
     assert "NOT CIFAR-10" in capsys.readouterr().out
     assert images.name == "ten shapes (synthetic)" and len(images.classes) == 10

@@ -76,8 +76,12 @@ def test_slices_of_a_batch_cover_it_without_overlap(runs):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 16, 101, 512])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_shards_follow_each_other(count, size):
-    slices = [distributed.shard(count, rank, size) for rank in range(size)]
+def test_shards_follow_each_other(count, size, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: size)
+    slices = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        slices.append(distributed.shard(count))
     assert [i for part in slices for i in range(count)[part]] == list(range(count))
     lengths = [part.stop - part.start for part in slices]
     assert all(length % 2 == 0 for length in lengths[:-1]) and max(lengths) - min(lengths) <= 3
@@ -168,7 +172,7 @@ def test_alone_nothing_happens(monkeypatch):
         monkeypatch.delenv("WORLD_SIZE", raising=False) if world is None else monkeypatch.setenv("WORLD_SIZE", world)
         assert distributed.start() is None and distributed.is_main()
     x, model = torch.ones(3), torch.nn.Linear(1, 1)
-    assert distributed.sum_over_ranks(x) is x and distributed.wrap(model) is model and distributed.broadcast(x) is x
+    assert distributed.all_reduce_sum(x) is x and distributed.wrap(model) is model and distributed.broadcast(x) is x
     assert (distributed.rank(), distributed.size(), distributed.shard(5)) == (0, 1, slice(0, 5))
     distributed.leave()
     distributed.barrier()
@@ -194,12 +198,32 @@ def test_what_is_wrong_with_the_start_is_said(monkeypatch):
         distributed.check_batch_size(6)
 
 
-def test_launch_shows_the_log_and_raises_with_its_end(tmp_path, capsys):
+def test_launched_processes_agree_and_a_failure_ends_in_the_log(tmp_path, capsys):
     script = tmp_path / "script.py"
-    script.write_text("import os, sys\nimport helpers\nprint('rank', os.environ['RANK'])\nsys.exit('no more')\n")
+    script.write_text(
+        """
+import torch
+from helpers.common import distributed as d
+
+assert d.start() == "cpu" and d.is_launched()
+rank, items = d.rank(), list("abcde")
+assert d.all_reduce_sum(torch.tensor([1, rank])).tolist() == [2, 1]
+assert d.all_gather([f"{rank}{item}" for item in d.share(items)]) == ["0a", "1b", "0c", "1d", "0e"]
+assert d.broadcast({"rank": rank}) == {"rank": 0} and d.any_rank(rank == 1) and not d.any_rank(False)
+with d.local_rank0_first():
+    print("rank", rank)
+network = d.wrap(torch.nn.Linear(1, 1))
+network(torch.full((1, 1), 1.0 + 2 * rank)).sum().backward()
+assert network.module.weight.grad.item() == 2  # the mean of 1 and 3
+d.leave()
+assert d.size() == 1
+raise SystemExit("no more")
+"""
+    )
     with pytest.raises(RuntimeError, match=r"(?s)torchrun ended with status 1.*no more"):
         launch(script, 2, search=ROOT)
-    assert "rank 0" in capsys.readouterr().out
+    log = capsys.readouterr().out
+    assert "rank 0" in log and "rank 1" not in log and "AssertionError" not in log
 
 
 @pytest.mark.slow

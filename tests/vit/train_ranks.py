@@ -45,7 +45,7 @@ def plain(q1, out, half=None):
     def recorded(run, images, targets):
         result = train_step(run, images, targets)
         slices.append(images.double().mean((1, 2, 3)))  # tells images apart
-        losses.append(distributed.sum_over_ranks(result[0]) / distributed.size())
+        losses.append(distributed.all_reduce_sum(result[0]) / distributed.size())
         return result
 
     run = new_run(q1, epochs=5)
@@ -90,7 +90,7 @@ def run_short_of_memory(q1, out):
     part, scale = distributed.shard(BATCH), run.scale
     x, y = q1.normalise(run.train.images[part], run.cfg, scale), torch.eye(10)[run.train.labels[part]]
     step = engine.prepare(run, q1.train_step, lambda: (x, y))
-    losses = [distributed.sum_over_ranks(step(x, y)[0]) / distributed.size() for _ in range(2)]
+    losses = [distributed.all_reduce_sum(step(x, y)[0]) / distributed.size() for _ in range(2)]
     return {"losses": torch.stack(losses), "weights": run.model.state_dict(), "parts": run.parts}
 
 
