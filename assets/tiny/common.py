@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # for the other scripts too, which import this module first
+# for the other scripts too, which import this module first
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 
 import nbload  # noqa: F401 (for them)
 from helpers.common.files import atomic_path

@@ -22,6 +22,8 @@ from common import ROOT, nbload
 from helpers.common import device, environment
 from helpers.common.boxes import mask_box
 from helpers.segment import clipseg, grounding_dino, sam2_image
+from helpers.segment.inputs import Settings
+from helpers.segment.models import Models
 from helpers.shapes.draw import COLOURS
 from helpers.shapes.scenes import MIN_DIAMETER, SCENE_SHAPES, Scene, SceneObject, make_phrases, make_scene, scene_size
 
@@ -36,7 +38,7 @@ GROUPS = {
 
 def load_tiny(q2, compute: device.Compute, tiny: Path = ROOT / "assets" / "tiny"):
     """The embedded models, as the notebook holds them."""
-    return q2.Models(
+    return Models(
         grounding_dino.load(tiny / "groundingdino", None, compute),
         sam2_image.load_sam2(tiny / "sam2", compute),
         clipseg.load_clipseg(tiny / "clipseg", compute),
@@ -148,7 +150,7 @@ def groups_of(scene: Scene, phrase) -> tuple[str, str, str]:
 
 def measure(q2, networks, scenes: int, seed: int, drawn_by: str = "helpers") -> list[tuple[str, str, int]]:
     """Rows (what, value, number of phrases) over `scenes` scenes; deterministic for a seed."""
-    settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
+    settings = Settings()
     ious, found, alone, boxed, shape_boxed, seconds, groups = [], [], [], [], [], {}, {}
     for i in range(scenes):
         rng = np.random.default_rng((STREAM + seed, i))

@@ -21,9 +21,11 @@ import torch
 from measure import STREAM, load_tiny, nbload, table
 
 from helpers.common import device, environment
-from helpers.segment.track_scores import TrackScore, masks_by_id, score_object
+from helpers.segment.inputs import Settings
+from helpers.segment.tracks import Tracks
 from helpers.segment.video import Silent, VideoReader, VideoWriter
 from helpers.shapes.clips import make_clip
+from track_scores import TrackScore, masks_by_id, score_object
 
 HEIGHT, WIDTH, FRAMES, FPS = 240, 320, 60, 24
 
@@ -34,9 +36,10 @@ def follow(q2, networks, clip, path: Path, every: int) -> list[dict]:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     phrases = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in clip.objects))
-    settings = q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
-    walk = q2.track_frames(networks, VideoReader(path), phrases, settings, every)
-    return masks_by_id([{"objects": objects} for _, objects in walk])
+    video, settings = VideoReader(path), Settings()
+    tracks = Tracks(networks.sam2, video, settings.max_objects)
+    walk = q2.track_frames(tracks, networks, video, phrases, settings, every)
+    return masks_by_id([{"objects": objects} for _, objects in itertools.chain(walk, tracks.rest())])
 
 
 _shared: dict = {}  # in each process: the notebook's definitions and the models

@@ -45,6 +45,8 @@ from helpers.common.boxes import mask_box
 from helpers.common.device import Compute, pick_compute
 from helpers.segment import clipseg, grounding_dino, sam2_image, video
 from helpers.segment.detections import Detection
+from helpers.segment.inputs import Settings
+from helpers.segment.models import Models
 from helpers.segment.outputs import write_detections
 from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Silent, VideoReader, VideoWriter
@@ -96,7 +98,7 @@ def load_sam2(folder: Path, compute: Compute):
 
 def load_models(q2, folder: Path, compute: Compute):
     """The tiny models from their folder, or what `write_full_size` wrote, as q2's `Models`."""
-    return q2.Models(
+    return Models(
         grounding_dino.load(folder / "groundingdino", None, compute),
         load_sam2(folder, compute),
         clipseg.load_clipseg(folder / "clipseg", compute),
@@ -120,7 +122,7 @@ def stages_once(folder: str, height: int, width: int, phrases: int, repeats: int
 
     with tempfile.TemporaryDirectory() as out:
         work = {
-            "groundingdino": lambda: q2.detect(networks.dino, image, wanted, q2.Settings(0.0, 0.0, 0.4, 1.0, boxes)),
+            "groundingdino": lambda: q2.detect(networks.dino, image, wanted, Settings(0.0, 0.0, 0.4, 1.0, boxes)),
             "sam2_encode": lambda: networks.sam2.set_image(image),
             "sam2_masks": lambda: q2.add_masks(networks.sam2, found[:boxes]),
             "clipseg": lambda: networks.clipseg.heatmaps(image, wanted),
@@ -154,7 +156,7 @@ def stages(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
 def one_pass(q2, networks, image: np.ndarray, phrases: list[str], each: int) -> list:
     """As the notebook: all phrases in one caption, one encoding of the image; the surest `each` boxes a phrase on
     average. Returns detections with masks, bool [H, W]."""
-    boxes = q2.detect(networks.dino, image, phrases, q2.Settings(0.0, 0.0, 0.4, 1.0, 1))
+    boxes = q2.detect(networks.dino, image, phrases, Settings(0.0, 0.0, 0.4, 1.0, 1))
     networks.sam2.set_image(image)
     return q2.add_masks(networks.sam2, boxes[: each * len(phrases)])
 
@@ -276,8 +278,8 @@ def draw_long_clip(path: Path, frames: int) -> None:
             writer.write(image, i)
 
 
-def true_objects(q2, networks, image, phrases, settings) -> list[Detection]:
-    """In place of the notebook's `find_objects`: as much work, but with the boxes of what differs from the grey."""
+def true_objects(q2, networks, image, phrases, settings, ask_clipseg) -> tuple[list[Detection], dict]:
+    """In place of the notebook's `segment`: as much work, but with the boxes of what differs from the grey."""
     q2.detect(networks.dino, image, phrases, settings)
     different = np.abs(image.astype(int) - 150).max(2) > 40
     boxes = []
@@ -286,17 +288,17 @@ def true_objects(q2, networks, image, phrases, settings) -> list[Detection]:
         boxes.append((float(x0), float(y0 + top), float(x1), float(y1 + top)))
     networks.sam2.set_image(image)
     found = [Detection(p, 0.9, box, "groundingdino") for p, box in zip(phrases, boxes, strict=True)]
-    return q2.add_masks(networks.sam2, found)
+    return q2.add_masks(networks.sam2, found), {}
 
 
 def length_once(folder: str, path: str, every: int) -> dict:
     """From the text to `video_overlay.mp4` and `tracks.json`, in this process."""
     q2, compute, clip = nbload.load(Q2), pick_compute(), VideoReader(Path(path))
     if Path(folder) != TINY:
-        q2.find_objects = partial(true_objects, q2)
-    networks, settings = load_models(q2, Path(folder), compute), q2.Settings(0.35, 0.25, 0.4, 0.7, 50)
+        q2.segment = partial(true_objects, q2)
+    networks, settings = load_models(q2, Path(folder), compute), Settings()
     began = time.perf_counter()
-    frames, _ = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent, every)
+    frames = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent, every)
     seconds = time.perf_counter() - began
     ids = {o["id"] for frame in frames for o in frame["objects"]}
     return {"objects": len(ids), "frames/s": round(len(frames) / seconds, 2), **peak_memory()}

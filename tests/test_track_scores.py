@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 
-from helpers.segment.detections import covered, mask_iou, overlaps
 from helpers.segment.outputs import track_entry
-from helpers.segment.track_scores import masks_by_id, score_object
 from helpers.shapes.clips import ClipObject
+from track_scores import masks_by_id, score_object
 
 LEFT, RIGHT = np.zeros((2, 20, 40), bool)
 LEFT[5:15, 5:15] = RIGHT[5:15, 25:35] = True
@@ -51,27 +49,3 @@ def test_a_late_object_is_found_so_many_frames_after_half_of_it_shows():
 
 def test_a_record_that_was_stopped_early_is_compared_as_far_as_it_goes():
     assert score([LEFT] * 9, [[(4, "red circle", LEFT)]] * 2).j == 1
-
-
-def test_overlaps_are_those_of_pycocotools():
-    rng = np.random.default_rng(0)
-    ones, others = (np.zeros((n, 40, 50), bool) for n in (6, 5))
-    for mask in (*ones[1:], *others[1:]):  # the first ones stay empty
-        x, y, wide, high = rng.integers((0, 0, 1, 1), (40, 30, 40, 30))
-        mask[y : y + high, x : x + wide] = rng.random((40, 50))[y : y + high, x : x + wide] < 0.7
-    found = overlaps(ones, others)
-    assert (found[0] > 0).any() and (found[0][1:, 1:] == 0).any()
-    codes = [[coco.encode(np.asfortranarray(mask, np.uint8)) for mask in masks] for masks in (ones, others)]
-    for result, reference in zip(
-        found,
-        (
-            coco.iou(*codes, [0] * 5),
-            coco.iou(*codes, [1] * 5),  # of a crowd: the share of the first one that lies in it
-            coco.iou(*codes[::-1], [1] * 6).T,
-        ),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(result, reference)
-    for i, j in np.ndindex(6, 5):
-        assert found[0][i, j] == mask_iou(ones[i], others[j]) and found[1][i, j] == covered(ones[i], others[j])
-    assert [part.shape for part in overlaps([], others)] == [(0, 5)] * 3
