@@ -20,16 +20,17 @@ vit       q1's
   evaluate       predictions, accuracy, calibration, mistakes
   figures        curves, reports, attention
 segment   q2's
+  inputs         settings, and what a run works on: images, a video, phrases, or else drawn examples
   prompts        text to phrases, and to GroundingDINO's captions
-  weights, hub   which models are used, and where they are found
-  grounding_dino, sam2_image, sam2_video, clipseg    the models
+  weights        which models are used, and where they are found
+  models         the three together
+  grounding_dino, sam2_image, sam2_video, clipseg    each of them
   pretrained     trained tensors into models, all of them
-  detections     the record of one object; masks compared
-  association    which detection of a video is which object
+  detections     the record of one object; how masks overlap
+  tracks         which detection of a video is which object; what a later look may still change
   images, video, examples    files in, and something to try
   outputs, exports    files out, for one image or video, and for many images
   overlay, figures, playground    what a person sees
-  track_scores   tracks against the truth of a drawn clip
 shapes    the drawn world of both
   draw           the renderer: shapes, colours, textures
   classes        the ten classes that stand in where no CIFAR-10 is found

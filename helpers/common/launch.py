@@ -14,13 +14,21 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def launch_notebook(notebook: Path, settings: Mapping[str, Any], out: Path, search: Path) -> None:
-    """Run q1 as last saved, with these settings, in a process for each GPU; its script is left in `out`."""
+
+def launch_notebook(name: str, settings: Mapping[str, Any], out: Path) -> None:
+    """Run a notebook as last saved, with these settings, in a process for each GPU; its script is left in `out`.
+
+    The notebook is the open one where Jupyter says which that is, else `name` in the working directory, or the
+    project's own.
+    """
+    notebook = Path(os.environ.get("JPY_SESSION_NAME", name))
+    notebook = notebook if notebook.is_file() else ROOT / name
     print(f"running {notebook} as last saved, in a process for each GPU")
     settings = {name: value for name, value in settings.items() if name not in ("given", "all_gpus")}
     script = export_script(notebook, settings, out / "train_on_all_gpus.py")
-    launch(script, max(1, torch.cuda.device_count()), search=search)
+    launch(script, max(1, torch.cuda.device_count()))
 
 
 def export_script(notebook: Path, parameters: Mapping[str, Any], script: Path) -> Path:
@@ -45,14 +53,14 @@ def export_script(notebook: Path, parameters: Mapping[str, Any], script: Path) -
     return script
 
 
-def launch(script: Path, processes: int, search: Path) -> None:
+def launch(script: Path, processes: int) -> None:
     """Run `script` under torchrun in `processes` processes of this machine, printing what they print line by line.
 
-    Modules are found in the folder `search` too. Raises `RuntimeError` with the end of the log when a process fails;
+    Raises `RuntimeError` with the end of the log when a process fails;
     an interrupt ends all of them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    path = os.pathsep.join(filter(None, [str(search), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
     environment |= {"TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}  # a log has no bars, and no notebook to draw into

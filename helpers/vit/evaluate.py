@@ -62,7 +62,7 @@ def held_out_accuracy(
     part = distributed.shard(len(held_out))
     images, labels = held_out.images[part], held_out.labels[part]
     right = count_right(predict(model, images, prepare, compute)[0], labels) if len(images) else 0
-    return 100 * distributed.sum_over_ranks(torch.tensor(right, device=compute.device)).item() / len(held_out)
+    return 100 * distributed.all_reduce_sum(torch.tensor(right, device=compute.device)).item() / len(held_out)
 
 
 def report(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from helpers.segment.detections import Detection
-from helpers.segment.figures import visible_areas
+from helpers.segment.figures import area_curves
 from helpers.segment.outputs import (
     decode_mask,
     encode_mask,
@@ -193,16 +194,17 @@ def test_tracks_are_json_that_another_tool_reads(tmp_path):
         {"index": i, "time": i / 24, "objects": [track_entry(1, "red circle", 0.5, disc(20 + i, 30, 24))] if i else []}
         for i in range(3)
     ]
-    about = {"path": str(tmp_path / "é.mp4"), "width": 120, "height": 90, "fps": 24.0, "frames": 3}
-    write_tracks(tmp_path / "tracks.json", about, "red circle", MODELS, False, frames)
+    clip = SimpleNamespace(path=tmp_path / "é.mp4", width=120, height=90, fps=24.0)
+    write_tracks(tmp_path / "tracks.json", clip, "red circle", MODELS, False, frames)
     record = json.loads((tmp_path / "tracks.json").read_text(encoding="utf-8"))
+    assert record["video"] == {"path": str(clip.path), "width": 120, "height": 90, "fps": 24.0, "frames": 3}
     assert record["complete"] is False and record["video"]["path"].endswith("é.mp4") and record["models"] == MODELS
     assert [len(frame["objects"]) for frame in record["frames"]] == [0, 1, 1]
     (entry,) = record["frames"][2]["objects"]
     mask = coco_mask.decode(entry["mask"]).astype(bool)
     np.testing.assert_array_equal(mask, disc(22, 30, 24))
     assert entry["box"] == [10, 18, 34, 42] and entry["score"] == 0.5
-    write_tracks(tmp_path / "none.json", about, "", MODELS, True, [])
+    write_tracks(tmp_path / "none.json", clip, "", MODELS, True, [])
     assert json.loads((tmp_path / "none.json").read_text(encoding="utf-8"))["frames"] == []
 
 
@@ -214,5 +216,8 @@ def test_areas_over_time_are_shares_of_the_image():
         {"objects": []},
         {"objects": [track_entry(2, "red dog", 0.9, whole)]},
     ]
-    assert visible_areas(frames) == {"1 cat": [1, 0, 0], "2 red dog": [0.5, 0, 1]}
-    assert list(visible_areas(frames)) == ["1 cat", "2 red dog"] and visible_areas([]) == {}
+    frames = [frame | {"time": i / 24} for i, frame in enumerate(frames)]
+    (axis,) = area_curves(frames).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert lines == {"1 cat": [100, 0, 0], "2 red dog": [50, 0, 100]} and list(lines) == ["1 cat", "2 red dog"]
+    assert area_curves([]).axes[0].lines[:] == []

@@ -1,11 +1,12 @@
 """The pipeline of q2.ipynb, with networks that answer what a test tells them to."""
 
-import itertools
 import json
+import math
 import time
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from PIL import Image
 
 import nbload
 from helpers.common.device import Compute
-from helpers.segment import association
+from helpers.segment import tracks
 from helpers.segment.detections import Detection
+from helpers.segment.inputs import Settings
+from helpers.segment.models import Models
 from helpers.segment.outputs import decode_mask
 from helpers.segment.prompts import Caption
 
@@ -29,7 +32,7 @@ def q2():
 
 @pytest.fixture
 def settings(q2):
-    return q2.Settings(box_threshold=0.35, text_threshold=0.25, clipseg_thr=0.4, nms_iou=0.7, max_objects=50)
+    return Settings(box_threshold=0.35, text_threshold=0.25, clipseg_thr=0.4, nms_iou=0.7, max_objects=50)
 
 
 class FakeDino:
@@ -101,7 +104,7 @@ def networks(q2, monkeypatch):
 
     def make(boxes=(), scores=(), maps=None, sam_score=0.9):
         compute = Compute(torch.device("cpu"), "", "fp32")
-        return q2.Models(FakeDino(list(boxes), list(scores)), FakeSam(sam_score), FakeClipSeg(maps or {}), compute)
+        return Models(FakeDino(list(boxes), list(scores)), FakeSam(sam_score), FakeClipSeg(maps or {}), compute)
 
     return make
 
@@ -192,11 +195,11 @@ def test_max_objects_keeps_the_surest_before_masks_are_made(networks, settings, 
 
 def test_settings_refuse_what_is_no_share(q2):
     with pytest.raises(ValueError, match=r"nms_iou=1\.5"):
-        q2.Settings(0.3, 0.25, 0.4, 1.5, 50)
+        Settings(0.3, 0.25, 0.4, 1.5, 50)
     with pytest.raises(ValueError, match="max_objects=0"):
-        q2.Settings(0.3, 0.25, 0.4, 0.7, 0)
+        Settings(0.3, 0.25, 0.4, 0.7, 0)
     with pytest.raises(ValueError, match="one_label='no': give True or False"):
-        q2.Settings(0.3, 0.25, 0.4, 0.7, 50, "no")
+        Settings(0.3, 0.25, 0.4, 0.7, 50, "no")
 
 
 # --- CLIPSeg's part ---
@@ -271,7 +274,8 @@ def test_a_folder_with_a_bad_file_is_done_but_for_that_file(networks, settings, 
     given = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6}])
     rows = q2.segment_files(given, [bad, good], ["cat"], settings, tmp_path / "out")
     assert "bad.png" in rows[0]["skipped"] and rows[0]["objects"] is None
-    assert rows[1] | {"seconds": 0} == {"image": str(good), "objects": 1, "labels": "cat", "seconds": 0, "skipped": ""}
+    expected = {"image": str(good), "folder": "good", "objects": 1, "labels": "cat", "seconds": 0, "skipped": ""}
+    assert rows[1] | {"seconds": 0} == expected
     record = json.loads((tmp_path / "out" / "good" / "detections.json").read_text())
     assert set(record) == {"image", "prompt", "models", "seconds", "detections"}
     (entry,) = record["detections"]
@@ -294,484 +298,147 @@ def test_masks_belong_to_their_boxes(q2):
 
 # --- videos ----------------------------------------------------------------------------------------------------------
 
-
-class FakeTracker:
-    """Hands out the masks that a test sets; notes what is asked of it."""
-
-    def __init__(self):
-        self.objects, self.removed = {}, []
-        self.ids = itertools.count(1)
-
-    def add(self, number, box=None, mask=None):
-        assert number not in self.objects
-        mask = box_mask(*box) if mask is None else mask
-        self.objects[number] = mask
-        return mask
-
-    def remove(self, number):
-        del self.objects[number]
-        self.removed.append(number)
+LEFT, RIGHT = (4, 10, 24, 30), (60, 10, 80, 30)
 
 
 def box_mask(x0, y0, x1, y1):
     mask = np.zeros(IMAGE.shape[:2], bool)
-    mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+    mask[y0:y1, x0:x1] = True
     return mask
 
 
-def seen(label, *box, score=0.8):
-    return Detection(label, score, box, "groundingdino", box_mask(*box), 0.9)
-
-
-def painted(*boxes):
-    """An image with a red or a blue rectangle for each (colour, box)."""
-    image = IMAGE.copy()
-    for colour, box in boxes:
-        image[box_mask(*box)] = {"red": (200, 20, 20), "blue": (20, 20, 200)}[colour]
-    return image
-
-
-LEFT, RIGHT = (4, 10, 24, 30), (60, 10, 80, 30)
-
-
-@pytest.fixture
-def followed(q2):
-    """A tracker and its tracks after two cats were seen, a red one on the left and a blue one on the right."""
-    tracker, tracks = FakeTracker(), []
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50, tracker.ids)
-    assert [(t.id, t.number, t.label) for t in tracks] == [(1, 1, "cat"), (2, 2, "cat")]
-    return tracker, tracks
-
-
-def test_what_overlaps_an_object_in_sight_is_that_object(q2, followed):
-    tracker, tracks = followed
-    moved = (7, 11, 27, 31)
-    detections = [seen("cat", *moved, score=0.6), seen("red dog", *RIGHT)]
-    q2.add_tracks(tracker, tracks, detections, painted(("red", moved), ("blue", RIGHT)), 50, tracker.ids)
-    assert len(tracks) == 2 and len(tracker.objects) == 2
-    assert [(t.label, t.score) for t in tracks] == [("cat", 0.6), ("cat", 0.8)]  # another label changes nothing
-
-
-def test_what_overlaps_nothing_is_new(q2, followed):
-    tracker, tracks = followed
-    middle = (34, 40, 50, 60)
-    image = painted(("red", LEFT), ("blue", RIGHT), ("red", middle))
-    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2, 3] and set(tracker.objects) == {1, 2, 3}
-    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], image, 3, tracker.ids)  # max_objects is reached
-    assert len(tracks) == 3
-
-
-def test_a_lost_object_keeps_its_id_when_it_is_back(q2, followed):
-    tracker, tracks = followed
-    for track in tracks:
-        track.mask = np.zeros_like(track.mask)
-    back = (40, 40, 60, 60)
-    q2.add_tracks(tracker, tracks, [seen("cat", *back)], painted(("blue", back)), 50, tracker.ids)
-    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True)]  # by its colour
-    assert tracks[1].number == 3 and tracker.removed == [2] and set(tracker.objects) == {1, 3}
-    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT)], painted(("red", LEFT)), 50, tracker.ids)
-    assert [t.label for t in tracks] == ["cat", "cat", "red dog"]  # another label is another object
-
-
-def test_a_track_that_slipped_to_another_object_is_taken_back(q2, followed):
-    tracker, tracks = followed
-    tracks[0].mask = box_mask(*RIGHT)  # of the red cat: now on something blue
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    detections = [seen("cat", *LEFT), seen("red dog", *RIGHT)]
-    tracker.remove(tracks.pop().number)
-    q2.add_tracks(tracker, tracks, detections, image, 50, tracker.ids)
-    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (3, "red dog")]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
-    np.testing.assert_array_equal(tracks[1].mask, box_mask(*RIGHT))
-
-
-def test_a_mask_that_disagrees_with_its_detection_starts_afresh(q2, followed):
-    tracker, tracks = followed
-    tracks[0].mask = box_mask(4, 10, 14, 30)  # half of it
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], painted(("red", LEFT), ("blue", RIGHT)), 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2] and tracker.removed == [1]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
-
-
-def test_a_track_that_lies_on_another_one_is_lost(q2, followed):
-    tracker, tracks = followed
-    image = painted(("red", LEFT), ("red", RIGHT))
-    below = (60, 40, 80, 60)
-    q2.add_tracks(tracker, tracks, [seen("red dog", *below)], painted(("red", below)), 50, tracker.ids)
-    tracks[0].mask = tracks[2].mask = box_mask(*RIGHT)  # of the same colour: only the detector tells them apart
-    tracker.remove(tracks.pop(1).number)
-    q2.add_tracks(tracker, tracks, [seen("red dog", *RIGHT)], image, 50, tracker.ids)
-    assert [(t.id, t.label, t.mask.any()) for t in tracks] == [(1, "cat", False), (3, "red dog", True)]
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("red dog", *RIGHT)], image, 50, tracker.ids)
-    assert [(t.id, t.mask.any()) for t in tracks] == [(1, True), (3, True)]
-
-
-def test_a_track_whose_colour_changed_gives_its_id_to_what_looks_like_it(q2, followed):
-    tracker, tracks = followed
-    below = (4, 40, 24, 60)
-    tracks[0].mask = box_mask(60, 40, 80, 60)  # of the red cat: now on something blue that the detector does not know
-    image = painted(("blue", (60, 40, 80, 60)), ("blue", RIGHT), ("red", below))
-    q2.add_tracks(tracker, tracks, [seen("cat", *below)], image, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*below))
-
-
-def test_two_detections_in_the_place_of_one_track_are_two_objects(q2, followed):
-    tracker, tracks = followed
-    tracks[0].mask = box_mask(4, 10, 44, 30)  # it spread over two cats
-    image = painted(("red", (4, 10, 44, 30)), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", 26, 10, 44, 30)], image, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2, 3]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
-
-
-def test_the_parts_of_an_object_behind_something_are_that_object(q2, followed):
-    tracker, tracks = followed
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    parts = [seen("cat", 4, 10, 12, 30), seen("cat", 14, 10, 24, 30)]  # a thin post before it
-    q2.add_tracks(tracker, tracks, parts, image, 50, tracker.ids, 12)
-    assert [t.id for t in tracks] == [1, 2] and not tracker.removed
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
-    assert [t.seen for t in tracks] == [12, 0]
-
-
-def test_a_piece_of_an_object_does_not_take_its_place(q2, followed):
-    tracker, tracks = followed
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    piece = (4, 10, 12, 30)  # 40 % of it
-    q2.add_tracks(tracker, tracks, [seen("cat", *piece)], image, 50, tracker.ids, 6)
-    assert not tracker.removed and (tracks[0].seen, tracks[0].area) == (6, 400)
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*LEFT))
-    tracks[0].mask = box_mask(4, 10, 44, 30)  # it has spread since: the piece is what is known of the object
-    image = painted(("red", (4, 10, 44, 30)), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *piece)], image, 50, tracker.ids, 12)
-    assert tracker.removed == [1]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*piece))
-
-
-def test_a_surer_detection_gives_an_object_the_right_name_and_no_new_id(q2, followed):
-    tracker, tracks = followed
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT, score=0.7)], image, 50, tracker.ids, 12)
-    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat")]  # less sure than the cat was
-    detections = [seen("cat", *LEFT, score=0.5), seen("red dog", *LEFT, score=0.9)]
-    q2.add_tracks(tracker, tracks, detections, image, 50, tracker.ids, 24)
-    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat")]  # both: it keeps its name
-    q2.add_tracks(tracker, tracks, [seen("red dog", *LEFT, score=0.9)], image, 50, tracker.ids, 36)
-    assert [(t.id, t.label, t.seen) for t in tracks] == [(1, "red dog", 36), (2, "cat", 0)]
-    assert not tracker.removed
-
-
-def test_a_track_that_slipped_onto_a_missing_one_gives_it_back(q2, followed):
-    tracker, tracks = followed
-    below = (60, 40, 80, 60)
-    q2.add_tracks(tracker, tracks, [seen("red dog", *below)], painted(("red", below)), 50, tracker.ids)
-    tracks[0].mask, tracks[2].mask = box_mask(*below), box_mask(30, 40, 50, 60)  # the cat's passed before the dog
-    image = painted(("red", below), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT), seen("red dog", *below)], image, 50, tracker.ids, 6)
-    assert [(t.id, t.label, t.mask.any()) for t in tracks] == [
-        (1, "cat", False),
-        (2, "cat", True),
-        (3, "red dog", True),
-    ]
-    np.testing.assert_array_equal(tracks[2].mask, box_mask(*below))
-
-
-def test_what_comes_back_undetected_is_taken_back(q2, followed):
-    tracker, tracks = followed
-    nothing = np.zeros_like(tracks[0].mask)
-    tracks[0].move(nothing)
-    tracks[0].move(box_mask(*LEFT))  # SAM 2 has it back
-    entries = [q2.track_entry(1, "cat", 0.8, box_mask(*LEFT)), q2.track_entry(2, "cat", 0.8, box_mask(*RIGHT))]
-    waiting = [q2.Held(frame, {e["id"]: e for e in entries}) for frame in frames_of(4)]
-    del waiting[1].objects[1]
-    image = painted(("red", LEFT), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT)], image, 50, tracker.ids, 6)  # GroundingDINO does not
-    q2.forget_ghosts(tracks, waiting)
-    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True)] and tracker.removed == [1]
-    assert [list(held.objects) for held in waiting] == [[1, 2], [2], [2], [2]]  # back to where it was out of sight
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT)], image, 50, tracker.ids, 12)
-    assert [(t.id, t.mask.any(), t.unsure) for t in tracks] == [(1, True, False), (2, True, False)]
-
-
-@pytest.mark.parametrize("label", ["red dog", "cat"])
-def test_one_new_object_that_is_detected_twice_is_one(q2, followed, label):
-    tracker, tracks = followed
-    box, larger = (34, 36, 54, 60), (34, 33, 54, 60)
-    image = painted(("red", LEFT), ("blue", RIGHT), ("red", larger))
-    twice = [seen("red dog", *box, score=0.6), seen(label, *larger, score=0.5)]
-    fresh = q2.add_tracks(tracker, tracks, twice, image, 50, tracker.ids, 6)
-    assert [(t.id, t.label) for t in tracks] == [(1, "cat"), (2, "cat"), (3, "red dog")]
-    assert [track.id for track, *_ in fresh] == [3] and set(tracker.objects) == {1, 2, 3}
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_detected_tracks_and_what_sam2_follows_agree(q2, seed):
-    """Looks at random boxes of two labels, between which the tracks go anywhere, out of sight too."""
-    rng, tracker, tracks = np.random.default_rng(seed), FakeTracker(), []
-    places = [(x, y, x + wide, y + high) for x in (0, 6, 40) for y in (0, 5, 30) for wide, high in ((20, 20), (30, 25))]
-
-    def anywhere():
-        return places[rng.integers(len(places))]
-
-    for index in range(12):
-        colours = rng.choice(["red", "blue"], 3)
-        image = painted(*((colour, anywhere()) for colour in colours))
-        found = [
-            seen(str(rng.choice(["cat", "dog"])), *anywhere(), score=rng.uniform(0.3, 1))
-            for _ in range(rng.integers(5))
-        ]
-        found.sort(key=lambda d: -d.score)
-        most = int(rng.integers(2, 6))
-        fresh = q2.add_tracks(tracker, tracks, found, image, most, tracker.ids, index)
-        q2.merge_duplicates(tracker, tracks)
-        kept = [track for track, *_ in fresh if track in tracks]
-        assert len({track.id for track in kept}) == len(kept) and all(track.number for track in kept)
-        assert len({track.id for track in tracks}) == len(tracks)
-        assert sorted(tracker.objects) == sorted(track.number for track in tracks if track.number)
-        for track in tracks:
-            shows = track.number and rng.random() < 0.8
-            track.move(box_mask(*anywhere()) if shows else np.zeros_like(track.mask))
-
-
-def test_max_objects_are_followed_at_a_time_and_what_left_makes_room(q2, followed):
-    tracker, tracks = followed
-    corner, middle = (0, 50, 10, 60), (34, 40, 50, 60)
-    image = painted(("red", LEFT), ("blue", RIGHT), ("red", corner))
-    q2.add_tracks(tracker, tracks, [seen("cat", *corner)], image, 2, tracker.ids, 6)
-    assert [t.id for t in tracks] == [1, 2] and not tracker.removed  # both are in sight
-    tracks[1].move(np.zeros_like(tracks[1].mask))  # the blue one has left
-    q2.add_tracks(tracker, tracks, [seen("cat", *corner)], image, 2, tracker.ids, 12)
-    assert [(t.id, t.number > 0) for t in tracks] == [(1, True), (2, False), (3, True)] and tracker.removed == [2]
-    image = painted(("red", LEFT), ("red", corner), ("blue", middle))
-    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 2, tracker.ids, 18)  # it is back, without room
-    assert [t.number > 0 for t in tracks] == [True, False, True]
-    tracks[0].move(np.zeros_like(tracks[0].mask))
-    q2.add_tracks(tracker, tracks, [seen("cat", *middle)], image, 2, tracker.ids, 24)
-    assert [(t.id, t.number > 0) for t in tracks] == [(1, False), (2, True), (3, True)]
-
-
-def test_what_was_left_of_a_hidden_object_gives_its_id_to_where_it_comes_out(q2, followed):
-    tracker, tracks = followed
-    tracks[0].mask = box_mask(20, 10, 24, 30)  # a fifth of it still shows, and is not detected
-    out = (40, 40, 50, 60)
-    image = painted(("red", (20, 10, 24, 30)), ("red", out), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *out), seen("cat", *RIGHT)], image, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2] and tracker.removed == [1]
-    np.testing.assert_array_equal(tracks[0].mask, box_mask(*out))
-    tracks[0].mask = box_mask(40, 40, 50, 53)  # two thirds of it: it is in sight, and the other one is new
-    image = painted(("red", LEFT), ("red", out), ("blue", RIGHT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT)], image, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 2, 3]
-
-
-@pytest.mark.parametrize("label", ["red dog", "cat"])
-def test_a_track_that_came_to_lie_inside_another_object_is_lost_and_taken_back(q2, followed, label):
-    tracker, tracks = followed
-    big = (34, 30, 84, 60)
-    image = painted(("red", LEFT), ("blue", RIGHT), ("red", big))
-    q2.add_tracks(tracker, tracks, [seen("cat", *LEFT), seen("cat", *RIGHT), seen(label, *big)], image, 50, tracker.ids)
-    tracks[0].mask = box_mask(40, 35, 60, 50)  # the red cat has left the image: SAM 2 goes on within what is as red
-    inside = q2.track_entry(1, "cat", 0.8, tracks[0].mask)
-    other = q2.track_entry(3, label, 0.8, box_mask(*big))
-    waiting = [q2.Held(frame, {1: inside, 3: other}) for frame in frames_of(3)]
-    waiting[0].objects[1] = q2.track_entry(1, "cat", 0.8, box_mask(*LEFT))
-    q2.add_tracks(tracker, tracks, [seen("cat", *RIGHT), seen(label, *big)], image, 50, tracker.ids, 6)
-    q2.forget_ghosts(tracks, waiting)
-    assert [(t.id, t.mask.any()) for t in tracks] == [(1, False), (2, True), (3, True)]
-    assert [list(held.objects) for held in waiting] == [[1, 3], [3], [3]]
-
-
-def test_a_part_of_another_object_is_followed_inside_it(q2, followed):
-    tracker, tracks = followed
-    big, part = (34, 30, 84, 60), (40, 35, 60, 50)
-    image = painted(("red", LEFT), ("blue", RIGHT), ("red", big))
-    q2.add_tracks(tracker, tracks, [seen("red dog", *big), seen("cat", *part)], image, 50, tracker.ids)
-    assert [(t.id, t.part) for t in tracks] == [(1, False), (2, False), (3, False), (4, True)]
-    q2.add_tracks(tracker, tracks, [seen("red dog", *big)], image, 50, tracker.ids, 6)
-    np.testing.assert_array_equal(tracks[3].mask, box_mask(*part))
-
-
-def test_an_object_that_is_not_detected_again_is_not_dropped(q2, followed):
-    tracker, tracks = followed
-    q2.add_tracks(tracker, tracks, [], IMAGE, 50, tracker.ids)
-    q2.merge_duplicates(tracker, tracks)
-    assert len(tracks) == 2 and not tracker.removed
-
-
-def test_duplicates_are_merged_into_the_older_one(q2, followed):
-    tracker, tracks = followed
-    tracks[1].mask = tracks[0].mask.copy()
-    tracks.append(replace(tracks[0], id=3, label="red dog", number=3))
-    tracker.objects[3] = tracks[0].mask
-    q2.merge_duplicates(tracker, tracks)
-    assert [t.id for t in tracks] == [1, 3] and tracker.removed == [2]
-    q2.merge_duplicates(tracker, tracks)
-    tracker.remove(tracks.pop().number)
-    q2.add_tracks(tracker, tracks, [seen("cat", 0, 50, 10, 60)], IMAGE, 50, tracker.ids)
-    assert [t.id for t in tracks] == [1, 3]  # 2 was merged, and is not given again
-
-
-class BackwardsTracker(FakeTracker):
-    """On frame i, its object `number` is where `paths[number][i]` says; nowhere if that is None."""
-
-    def __init__(self, paths):
-        super().__init__()
-        self.paths, self.shown = paths, []
-
-    @property
-    def numbers(self):
-        return list(self.objects)
-
-    def prepare(self, image):
-        return image
-
-    def show(self, index, prepared):
-        self.shown.append(index)
-
-    def track(self, backwards=False):
-        assert backwards
-        where = {number: self.paths[number].get(self.shown[-1]) for number in self.objects}
-        return {number: box_mask(*box) if box else np.zeros(IMAGE.shape[:2], bool) for number, box in where.items()}
-
-
-def test_a_new_object_is_followed_back_to_where_it_cannot_be_seen(q2):
-    path = {i: (4 + 2 * i, 10, 24 + 2 * i, 30) if i > 1 else None for i in range(5)}
-    tracker = BackwardsTracker({7: path})
-    track = q2.Track(7, "cat", 1, box_mask(*path[4]))
-    waiting = [q2.Held(frame, {}) for frame in frames_of(4)]
-    q2.look_back(tracker, SimpleNamespace(index=4, image=IMAGE), [(track, {"box": path[4]}, -1)], reversed(waiting))
-    assert tracker.shown == [4, 3, 2, 1, 0]
-    assert [list(held.objects) for held in waiting] == [[], [], [7], [7]]
-    np.testing.assert_array_equal(q2.decode_mask(waiting[2].objects[7]["mask"]), box_mask(*path[2]))
-    assert waiting[2].objects[7]["label"] == "cat"
-
-
-def test_a_track_that_had_drifted_is_mended_back_to_where_it_was_right(q2):
-    right, wrong = box_mask(*LEFT), box_mask(*RIGHT)
-    tracker = BackwardsTracker({1: dict.fromkeys(range(6), LEFT)})
-    track = q2.Track(1, "cat", 4, right)
-    other = q2.track_entry(2, "cat", 0.5, wrong)
-    waiting = [
-        q2.Held(frame, {1: q2.track_entry(1, "cat", 0.8, mask), 2: other})
-        for frame, mask in zip(frames_of(5), (right, wrong, right, wrong, wrong), strict=True)
-    ]
-    q2.look_back(tracker, SimpleNamespace(index=5, image=IMAGE), [(track, {"box": LEFT}, 0)], reversed(waiting))
-    assert tracker.shown == [5, 4, 3, 2]  # where both agree; what was before that is not touched
-    masks = [q2.decode_mask(held.objects[1]["mask"]) for held in waiting]
-    assert [np.array_equal(mask, right) for mask in masks] == [True, False, True, True, True]
-    assert all(held.objects[2] is other for held in waiting)
-
-
-def test_where_both_ways_disagree_each_keeps_the_half_next_to_its_detection(q2):
-    forwards, backwards = box_mask(*LEFT), box_mask(*RIGHT)
-    tracker = BackwardsTracker({1: dict.fromkeys(range(9), RIGHT)})
-    waiting = [q2.Held(frame, {1: q2.track_entry(1, "cat", 0.8, forwards)}) for frame in frames_of(8)]
-    track = q2.Track(1, "cat", 4, backwards)
-    q2.look_back(tracker, SimpleNamespace(index=8, image=IMAGE), [(track, {"box": RIGHT}, 2)], reversed(waiting))
-    assert tracker.shown == [8, 7, 6, 5, 4, 3, 2]  # 2 is where it was detected before
-    masks = [q2.decode_mask(held.objects[1]["mask"]) for held in waiting]
-    assert [np.array_equal(mask, backwards) for mask in masks] == [False] * 5 + [True] * 3
-
-
-def test_a_track_back_in_time_is_let_go_once_it_is_gone(q2):
-    tracker = BackwardsTracker({3: {19: LEFT, 18: LEFT}})
-    waiting = [q2.Held(frame, {}) for frame in frames_of(20)]
-    track = q2.Track(3, "cat", 1, box_mask(*LEFT))
-    q2.look_back(tracker, SimpleNamespace(index=20, image=IMAGE), [(track, {"box": LEFT}, -1)], reversed(waiting))
-    assert tracker.shown == list(range(20, 17 - q2.GONE, -1)) and tracker.removed == [3]
-    assert [held.frame.index for held in waiting if held.objects] == [18, 19]
-
-
 class FakeFrames(list):
-    fps = 10.0
+    fps, path = 10.0, "clip.mp4"
+    height, width = IMAGE.shape[:2]
+
+    def backwards(self, stop):
+        return reversed(self[:stop])
 
 
 def frames_of(count):
-    return FakeFrames(SimpleNamespace(index=i, image=np.full_like(IMAGE, i)) for i in range(count))
+    """Frames of black with their number in the first pixel."""
+    frames = FakeFrames(SimpleNamespace(index=i, image=IMAGE.copy(), time=i / 10, pts=i) for i in range(count))
+    for frame in frames:
+        frame.image[0, 0] = frame.index
+    return frames
 
 
-class StillTracker(FakeTracker):
+class StillTracker:
     """Everything stays where it was prompted."""
 
     def __init__(self, *_):
-        super().__init__()
+        self.objects = {}
 
     numbers = property(lambda self: list(self.objects))
     prepare = show = staticmethod(lambda *_: None)
+
+    def add(self, number, box=None, mask=None):
+        self.objects[number] = box_mask(*map(int, box)) if mask is None else mask
+        return self.objects[number]
+
+    def remove(self, number):
+        del self.objects[number]
 
     def track(self, backwards=False):
         return dict(self.objects)
 
 
+@pytest.fixture
+def follow(q2, networks, settings, monkeypatch):
+    """Follow objects that show on frames from `first` to `last`; a function that returns (index, labels) of each frame,
+    and the frames at which the detector looked."""
+
+    def make(frames, every, shows, given=None, deadline=math.inf):
+        def detect(dino, image, phrases, settings):
+            looked.append(int(image[0, 0, 0]))
+            names = [name for name, (first, last) in shows.items() if first <= looked[-1] <= last]
+            boxes = {"cat": LEFT, "red dog": RIGHT}
+            return [Detection(name, 0.8, tuple(map(float, boxes[name])), "groundingdino") for name in names]
+
+        looked, done = [], []
+        monkeypatch.setattr(q2, "detect", detect)
+        monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
+        given = given or networks()
+        followed = q2.Tracks(given.sam2, frames, settings.max_objects, every > 0)
+        try:
+            for frame, objects in q2.track_frames(followed, given, frames, list(shows), settings, every, deadline):
+                done.append((frame.index, [o["label"] for o in objects]))
+        finally:
+            done += [(frame.index, [o["label"] for o in objects]) for frame, objects in followed.rest()]
+        return done, looked
+
+    return make
+
+
 @pytest.mark.parametrize(("first_seen", "from_frame"), [(8, 0), (40, 40 - 24)])
-def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(
-    q2, networks, settings, monkeypatch, first_seen, from_frame
-):
-    def detect(dino, image, phrases, settings):
-        return [seen("cat", *LEFT)] + [seen("red dog", *RIGHT)] * int(image[0, 0, 0] >= first_seen)
-
-    monkeypatch.setattr(q2, "detect", detect)
-    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
-    monkeypatch.setattr(association, "off_colour", lambda track, image: False)
-    frames = frames_of(48)
-    frames.height, frames.width = IMAGE.shape[:2]
-    frames.backwards = lambda stop: reversed(frames[:stop])
-    done = list(q2.track_frames(networks(), frames, ["cat", "red dog"], settings, 4))
-    assert [frame.index for frame, _ in done] == list(range(48))
-    assert [[o["label"] for o in objects] for _, objects in done] == [["cat"]] * from_frame + [["cat", "red dog"]] * (
-        48 - from_frame
-    )
-
-
-def test_the_seed_is_the_first_frame_with_a_detection(q2, networks, settings, monkeypatch):
-    fakes, looked = networks(), []
-
-    def detect(dino, image, phrases, settings):
-        looked.append(int(image[0, 0, 0]))
-        return [seen("cat", *LEFT)] if image[0, 0, 0] >= 7 else []
-
-    monkeypatch.setattr(q2, "detect", detect)
-    index, found = q2.seed_frame(fakes, frames_of(20), ["cat"], settings, 5)
-    assert (index, [d.label for d in found]) == (10, ["cat"]) and looked == [0, 5, 10]
-    assert fakes.clipseg.asked == []
+def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(follow, first_seen, from_frame):
+    done, looked = follow(frames_of(48), 4, {"cat": (0, 99), "red dog": (first_seen, 99)})
+    both = ["cat", "red dog"]
+    assert done == [(i, ["cat"] if i < from_frame else both) for i in range(48)]
+    assert looked == list(range(0, 48, 4))
 
 
 @pytest.mark.parametrize(("every", "seed"), [(0, 5), (2, 4), (30, 5), (100, 5)])
-def test_the_search_for_a_seed_looks_twice_a_second_at_least(q2, networks, settings, monkeypatch, every, seed):
-    def detect(dino, image, phrases, settings):
-        looked.append(int(image[0, 0, 0]))
-        return [seen("cat", *LEFT)] if 3 <= image[0, 0, 0] < 30 else []
-
-    looked = []
-    monkeypatch.setattr(q2, "detect", detect)
-    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
-    frames = frames_of(40)  # ten a second
-    frames.height, frames.width = IMAGE.shape[:2]
-    frames.backwards = lambda stop: reversed(frames[:stop])
-    done = list(q2.track_frames(networks(), frames, ["cat"], settings, every))
-    assert len(done) == 40 and all([o["label"] for o in objects] == ["cat"] for _, objects in done)
+def test_the_search_for_a_first_look_looks_twice_a_second_at_least(follow, every, seed):
+    done, looked = follow(frames_of(40), every, {"cat": (3, 29)})  # ten a second
+    assert done == [(i, ["cat"]) for i in range(40)]
     assert next(i for i in looked if 3 <= i < 30) == seed
 
 
-def test_clipseg_seeds_only_after_the_whole_clip_has_been_searched(q2, networks, settings):
+def test_without_looks_the_video_is_searched_once_and_then_followed(follow):
+    done, looked = follow(frames_of(12), 0, {"cat": (0, 99), "red dog": (6, 99)})
+    assert looked == [0] and done == [(i, ["cat"]) for i in range(12)]
+
+
+def test_clipseg_is_asked_only_after_the_whole_clip_has_been_searched(q2, networks, settings):
     fakes = networks(maps={"cat": blob(4, 4, 12, 12, 0.9)})
-    index, found = q2.seed_frame(fakes, frames_of(9), ["cat"], settings, 4)
-    assert index == 0 and [d.source for d in found] == ["clipseg"]
-    assert len(fakes.dino.captions) == 3 and len(fakes.clipseg.asked) == 1
-    assert q2.seed_frame(networks(), frames_of(9), ["cat"], settings, 4) == (None, [])
+    frame, found = q2.first_look(fakes, frames_of(9), ["cat"], settings, 4)
+    assert frame.index == 0 and [d.source for d in found] == ["clipseg"]
+    assert len(fakes.dino.captions) == 4 and len(fakes.clipseg.asked) == 1
+    assert q2.first_look(networks(), frames_of(9), ["cat"], settings, 4) == (None, [])
 
 
-def test_the_search_for_a_seed_ends_at_the_deadline(q2, networks, settings, monkeypatch):
-    monkeypatch.setattr(q2, "VideoTracker", StillTracker)
-    fakes, frames = networks(), frames_of(20)
-    assert q2.seed_frame(fakes, frames, ["cat"], settings, 4, deadline=time.perf_counter()) == (None, [])
+def test_the_search_ends_at_the_deadline_and_leaves_one_frame(q2, networks, settings, monkeypatch):
+    monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
+    fakes = networks()
+    assert q2.first_look(fakes, frames_of(20), ["cat"], settings, 4, deadline=time.perf_counter()) == (None, [])
     assert fakes.dino.captions == [] and fakes.clipseg.asked == []
-    frames.height, frames.width = IMAGE.shape[:2]
-    done = []
+    followed, done = q2.Tracks(fakes.sam2, frames_of(20)), []
     with pytest.raises(TimeoutError):
-        for frame, objects in q2.track_frames(fakes, frames, ["cat"], settings, 4, time.perf_counter()):
+        for frame, objects in q2.track_frames(followed, fakes, frames_of(20), ["cat"], settings, 4, 0.0):
             done.append((frame.index, objects))
-    assert done == [(0, [])]  # a file has one frame at least
+    assert done == [(0, [])]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_a_video_that_is_stopped_keeps_what_is_done(q2, networks, settings, monkeypatch, tmp_path, error, capsys):
+    def track_frames(followed, networks, clip, *_):
+        for frame in clip[:30]:
+            followed.move(frame, None)
+            yield from followed.settled()
+        raise error
+
+    class Writer:
+        written: ClassVar[list] = []
+
+        def __init__(self, *_):
+            self.written.clear()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def write(self, image, pts):
+            self.written.append(pts)
+
+    monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
+    monkeypatch.setattr(q2, "track_frames", track_frames)
+    monkeypatch.setattr(q2.video, "VideoWriter", Writer)
+    frames = q2.segment_video(networks(), frames_of(48), ["cat"], settings, tmp_path, 6, 1.5)
+    assert [frame["index"] for frame in frames] == Writer.written == list(range(30))
+    record = json.loads((tmp_path / "tracks.json").read_text())
+    assert record["complete"] is False and record["video"]["frames"] == 30
+    reason = "interrupted" if error is KeyboardInterrupt else "stopped after 1.5 s (max_seconds)"
+    assert f"{reason}: 30 of 48 frames" in capsys.readouterr().out

@@ -221,7 +221,7 @@ raise SystemExit("no more")
 """
     )
     with pytest.raises(RuntimeError, match=r"(?s)torchrun ended with status 1.*no more"):
-        launch(script, 2, search=ROOT)
+        launch(script, 2)
     log = capsys.readouterr().out
     assert "rank 0" in log and "rank 1" not in log and "AssertionError" not in log
 
@@ -238,7 +238,7 @@ def test_interrupting_the_launch_ends_all_processes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(launching, "print", interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        launch(script, 2, search=ROOT)
+        launch(script, 2)
     for line in printed:
         with pytest.raises(ProcessLookupError):
             os.kill(int(line), 0)
@@ -262,13 +262,19 @@ def test_a_script_leaves_out_what_only_ipython_understands(tmp_path):
 
 def test_all_gpus_runs_the_notebook_with_its_settings(tmp_path, q1, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(launching, "launch", lambda *given, search: started.append((*given, search)))
+    monkeypatch.setattr(launching, "launch", lambda *given: started.append(given))
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.chdir(tmp_path)
     cfg = q1.config.make_config(q1.RECIPE, q1.PRESETS, "quick", {"lr": 0.5, "out_dir": str(tmp_path)}, 0)
-    launching.launch_notebook(ROOT / "q1.ipynb", vars(cfg) | {"all_gpus": True}, tmp_path, search=ROOT)
-    ((script, processes, search),) = started
-    assert processes >= 1 and search == ROOT
-    assert f"running {ROOT / 'q1.ipynb'} as last saved" in capsys.readouterr().out
+    launching.launch_notebook("q1.ipynb", vars(cfg) | {"all_gpus": True}, tmp_path)
+    ((script, processes),) = started
+    assert processes >= 1 and f"running {ROOT / 'q1.ipynb'} as last saved" in capsys.readouterr().out
     source = script.read_text()
     compile(source, "script", "exec")
     assert source.index("\nlr = None") < source.index("\nlr = 0.5") and "\npreset = 'quick'" in source
     assert "all_gpus = True" not in source.replace("# True", "") and "given =" not in source
+    mine = tmp_path / "mine.ipynb"  # the open one goes first
+    mine.write_bytes((ROOT / "q1.ipynb").read_bytes())
+    monkeypatch.setenv("JPY_SESSION_NAME", str(mine))
+    launching.launch_notebook("q1.ipynb", vars(cfg), tmp_path)
+    assert f"running {mine} as last saved" in capsys.readouterr().out
