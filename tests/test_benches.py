@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ablate_tracks
 import bench_common
 import bench_q1
 import bench_q2
@@ -72,7 +73,7 @@ def test_variants_differ_in_what_they_say(q1):
             assert not set(changed) - set(q1.RECIPE)
             assert all(hasattr(q1, name) for name in set(replaced) - {"beta2"})
     plain = gpu.notebook({"init_weights": "plain_init", "beta2": 0.5})
-    found = bench_q1.load_images(None, False, synthetic_train=100, synthetic_test=20)
+    found = bench_q1.load_images(None, False)
     run = gpu.new_run(plain, gpu.SMALL | {"batch_size": 16}, found, pick_compute())
     assert plain.init_weights is gpu.plain_init and {g["betas"] for g in run.optimizer.param_groups} == {(0.9, 0.5)}
     x = torch.randn(4, 3, 32, 32)
@@ -167,3 +168,43 @@ def test_speed_a_long_run_and_how_hard_its_images_are(tmp_path):
     rows = run(bench_q1, "hardness", tmp_path, "--weights", str(tmp_path / "best_fp16.pth"))
     assert [row["beside crop and flip"] for row in rows] == 2 * ["none", "RandAugment", "erasing", "both"]
     assert all(0 <= float(row[f"{who}, % right"]) <= 100 for row in rows for who in ("q1", "timm"))
+
+
+# ---- the tracker's rules ----
+
+
+def test_a_rule_is_compared_object_by_object():
+    """By hand: two objects, of which one is worse and gets a second id without the rule."""
+    rows = [
+        {
+            "left out": rule,
+            "clip": (0, i),
+            "object": (0, i, 0),
+            "j": j,
+            "switched": switched,
+            "late": i == 1,
+            "delay": 7,
+        }
+        for rule, values in ((ablate_tracks.ALL, (0.9, 0.8)), ("look back", (0.9, 0.6)))
+        for i, (j, switched) in enumerate(zip(values, (False, rule == "look back"), strict=True))
+    ]
+    one, other = ablate_tracks.summary(rows, every=6)
+    assert (one["mean J"], one["difference"], one["clips that differ"]) == (0.85, 0, 0)
+    assert (other["mean J"], other["difference"], other["its spread"]) == (0.75, -0.1, 0.1)
+    assert other["clips that differ"] == 1 and other["ids that change, %"] == 50
+    assert other["late ones found in time, %"] == 0
+
+
+@pytest.mark.slow
+def test_replayed_tracks_are_those_of_the_tracker(monkeypatch):
+    """And every rule that is left out is put back."""
+    monkeypatch.setattr(ablate_tracks.mv, "FRAMES", 24)
+    monkeypatch.setattr(ablate_tracks.tracks, "VideoTracker", ablate_tracks.VideoTracker)
+    ablate_tracks.start_worker()
+    again = [*ablate_tracks.RULES, ablate_tracks.ALL]
+    rows = ablate_tracks.measure_clip((5, 0), 6, again)
+    objects = len({row["object"] for row in rows})
+    assert len(rows) == len(again) * objects and rows[:objects] == rows[-objects:]
+    ablate_tracks.tracks.VideoTracker = ablate_tracks.VideoTracker
+    plain = ablate_tracks.measure_clip((5, 0), 6, [ablate_tracks.ALL])
+    assert plain == rows[:objects]

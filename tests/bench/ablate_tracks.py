@@ -1,14 +1,15 @@
-"""What each rule of q2's tracker is worth: the drawn clips of measure_video.py, followed with one rule left out.
+"""What each rule of q2's tracker is worth: drawn clips that no training has seen, followed with one rule left out.
 
-    python tests/bench/ablate_tracks.py --seeds 2 3 --clips 30 --workers 2 --out assets/measured/q2_tracks_ablation.csv
+    python tests/bench/ablate_tracks.py --seeds 2 3 --clips 30 --workers 2 --out assets/measured/q2_tracks.csv
 
-What GroundingDINO finds on a frame, and where SAM 2 takes a prompt, does not depend on the rules: it is computed once.
+Clips and scores are those of assets/tiny/measure_video.py. What is detected on a frame, and where SAM 2 takes a prompt
+from there, does not depend on the rules: it is computed once for all of them. The spread of a difference is its
+standard error over the objects.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -20,137 +21,42 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "tiny"), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "assets" / "tiny"))
 
-import measure_video as mv
+import measure_video as mv  # first of the project's: it sets sys.path for the others
 
 from helpers.common import device
-from helpers.segment import association as a
+from helpers.common.files import write_csv
+from helpers.segment import tracks
 from helpers.segment.sam2_video import VideoTracker
-from helpers.segment.track_scores import score_object
 from helpers.shapes.clips import make_clip
+from track_scores import score_object
 
-
-def strayed_without(rule, track, detections, known, image):
-    """`strayed` of helpers/segment/association.py without one of its three reasons."""
-    if not track.mask.any() or track in known.values():
-        return False
-    if rule != "unsure" and track.unsure:
-        return True
-    part = track.part and rule != "part"
-    inside = not part and any(a.covered(track.mask, detections[k].mask) > a.INSIDE for k in known)
-    others = (d for d in detections if d.label != track.label)
-    moved = rule != "colour" and a.off_colour(track, image)
-    return (rule != "inside" and inside) or (
-        moved and any(a.mask_iou(track.mask, d.mask) > a.SAME_PLACE for d in others)
-    )
-
-
-def contest_without(rule, q2, tracker, tracks, detection, other, known):
-    """`contest` of the notebook without the search for a missing track, or without the change of label."""
-    if other in known.values():
-        return None
-    missing = next((t for t in tracks if t.label == detection.label and t not in known.values()), None)
-    if missing is not None and rule == "missing":
-        return None
-    if missing is not None:
-        q2.lose(tracker, other)
-        return missing
-    if detection.score > other.score and rule != "relabel":
-        other.label = detection.label
-        return other
-    return None
-
-
-def colour_any(tracks, detections, image):
-    """`colour_distances`, for every track, in sight as it was or not."""
-    colours = [a.main_colour(image, d.mask) for d in detections]
-    far = np.full((len(tracks), len(detections)), np.inf)
-    for row, track in zip(far, tracks, strict=True):
-        if colours:
-            row[:] = np.linalg.norm(track.colour - colours, axis=1)
-    return np.where(far < a.SAME_COLOUR, far, np.inf)
-
-
-def apply(q2, rule: str) -> None:
-    """Take a rule out of the notebook's definitions."""
-
-    def stub(name, value):
-        setattr(q2, name, value)
-
-    plain_add = q2.add_tracks
-    if rule == "split objects":
-        stub("split_objects", lambda tracks, detections: {})
-    elif rule == "small pieces":
-        stub("is_piece", lambda track, detection: False)
-    elif rule.startswith("strayed: "):
-        stub("strayed", partial(strayed_without, rule.split(": ")[1]))
-    elif rule.startswith("contest: "):
-        stub("contest", partial(contest_without, rule.split(": ")[1], q2))
-    elif rule == "contest":
-        stub("contest", lambda *_: None)
-    elif rule == "merging":
-        stub("merge_duplicates", lambda tracker, tracks: None)
-    elif rule == "ghosts":
-        stub("forget_ghosts", lambda tracks, waiting: None)
-    elif rule == "half each":
-        stub("add_tracks", lambda *args: [(t, p, -1) for t, p, _ in plain_add(*args)])
-    elif rule == "gone after 5 (1)":
-        stub("GONE", 1)
-    elif rule == "restart at 0.82 (0.7)":
-        stub("RESTART", a.AGREES)
-    elif rule == "colour: only lost ones":
-        a.colour_distances = colour_any
-    elif rule == "matching by colour":
-        a.colour_distances = lambda tracks, detections, image: np.full((len(tracks), len(detections)), np.inf)
-    elif rule == "looking back":
-        stub("look_back", lambda *_: None)
-    elif rule == "all but the four":
-        for one in DOUBTED:
-            apply(q2, one)
-    elif rule not in ("nothing", "nothing, without replay"):
-        raise ValueError(rule)
-
-
-DOUBTED = [
-    "split objects", "small pieces", "strayed: unsure", "strayed: colour", "contest", "merging", "ghosts", "half each",
-    "gone after 5 (1)", "restart at 0.82 (0.7)", "colour: only lost ones",
-]  # fmt: skip
-RULES = [
-    "nothing", *DOUBTED, "all but the four", "strayed: part", "contest: missing", "contest: relabel",
-    "strayed: inside", "matching by colour", "looking back",
-]  # fmt: skip
-_shared: dict = {}
-
-
-def start_worker() -> None:
-    torch.set_num_threads(1)
-    _shared["q2"] = mv.nbload.load("q2.ipynb")
-    _shared["networks"] = mv.load_tiny(_shared["q2"], device.pick_compute())
-    _shared["plain"] = dict(vars(_shared["q2"])), dict(vars(a))
+ALL = "(all rules)"
+RULES = {  # left out: what takes its place
+    ALL: {},
+    "match by colour": {(tracks, "SAME_COLOUR"): -1.0},
+    "by colour only what is out of sight, or on another colour": {(tracks, "HIDDEN"): np.inf},
+    "lost when inside another": {(tracks.Tracks, "_slipped"): lambda *_: []},
+    "a part may lie inside another": {(tracks.Track, "is_part"): property(lambda _: False, lambda *_: None)},
+    "start afresh below an IoU of 0.82 (at 0.7 instead)": {(tracks, "RESTART"): tracks.AGREES},
+    "look back": {(tracks.Tracks, "_look_back"): lambda *_: None},
+}
 
 
 class Replay:
-    """A `VideoTracker` that computes each object's way from its prompt once for all rules: SAM 2 follows an object by
-    its own memories alone, so its masks do not depend on what else is followed."""
+    """A `VideoTracker` that computes an object's way from its prompt once: SAM 2 follows each object by its own
+    memories alone, so its masks do not depend on what else is followed."""
 
-    known: ClassVar[
-        dict
-    ] = {}  # {(frame, prompt, backwards): (tracker, masks so far)}, emptied for each clip, as are the others
-    prepared: ClassVar[dict] = {}
-    features: ClassVar[dict] = {}
+    known: ClassVar[dict] = {}  # {(frame, prompt, backwards): (tracker, first mask, masks so far)}
+    prepared: ClassVar[dict] = {}  # {frame: image as SAM 2 takes it}
+    features: ClassVar[dict] = {}  # {frame: what SAM 2's encoder makes of it}
 
     def __init__(self, *size):
-        self.size, self.objects = size, {}
-        self.tracker = VideoTracker(*size)  # only to prepare images and for the masks of new objects
+        self.size, self.objects, self.index = size, {}, None
+        self.prepare = VideoTracker(*size).prepare
 
-    @property
-    def numbers(self):
-        return list(self.objects)
-
-    def prepare(self, image):
-        return self.tracker.prepare(image)
+    numbers = property(lambda self: list(self.objects))
 
     def show(self, index, prepared):
         self.index, self.prepared[index] = index, prepared
@@ -158,33 +64,33 @@ class Replay:
     def add(self, number, *, box=None, mask=None):
         prompt = tuple(np.asarray(box, np.float32).tolist()) if mask is None else mask.tobytes()
         self.objects[number] = self.index, prompt, box, mask
-        return self.way(number, False, walk=False)[0]
+        return self.way(number, False)[0]
 
     def remove(self, number):
-        self.objects.pop(number, None)
+        del self.objects[number]
 
-    def way(self, number, backwards, walk=True):
+    def track(self, backwards=False):
+        return {number: self.way(number, backwards, True)[1][-1] for number in self.objects}
+
+    def way(self, number, backwards, walk=False):
         """The mask with which an object was added, and those from there to the frame shown."""
         start, prompt, box, mask = self.objects[number]
         if (start, prompt, backwards) not in self.known:
             tracker = VideoTracker(*self.size)
             tracker.show(start, self.prepared[start])
-            first = tracker.add(1, box=box, mask=mask)
-            self.known[start, prompt, backwards] = tracker, first, []
+            self.known[start, prompt, backwards] = tracker, tracker.add(1, box=box, mask=mask), []
         tracker, first, masks = self.known[start, prompt, backwards]
-        while walk and len(masks) <= abs(self.index - start):
-            index = start + len(masks) * (-1 if backwards else 1)
-            masks.append(self.step(tracker, index, backwards))
-        return first, masks
+        steps = abs(self.index - start) + 1
+        while walk and len(masks) < steps:
+            masks.append(self.step(tracker, start + len(masks) * (-1 if backwards else 1), backwards))
+        return first, masks[:steps]
 
     def step(self, tracker, index, backwards):
-        """The object's mask on a frame, whose features are computed once."""
-        model = self.size[0].model
-        encode = model.forward_image
+        model, encode = self.size[0].model, type(self.size[0].model).forward_image
 
         def encode_once(image):
             if index not in self.features:
-                self.features[index] = encode(image)
+                self.features[index] = encode(model, image)
             return self.features[index]
 
         tracker.show(index, self.prepared[index])
@@ -194,61 +100,91 @@ class Replay:
         finally:
             del model.forward_image
 
-    def track(self, backwards=False):
-        return {
-            number: self.way(number, backwards)[1][abs(self.index - self.objects[number][0])] for number in self.objects
-        }
+
+_shared: dict = {}  # in each process: the notebook's definitions and the models
 
 
-def one_clip(seed: int, number: int, every: int, rules: list[str]) -> list[tuple]:
-    """(rule, seed, clip, object, j, switched, late, delay) of every object of a clip, for every rule."""
-    q2, networks = _shared["q2"], _shared["networks"]
+def start_worker() -> None:
+    torch.set_num_threads(1)
+    _shared["q2"] = mv.nbload.load("q2.ipynb")
+    _shared["networks"] = mv.load_tiny(_shared["q2"], device.pick_compute())
+    tracks.VideoTracker = Replay
+
+
+def measure_clip(job: tuple[int, int], every: int, rules: list[str]) -> list[dict]:
+    """A row for each rule and object of a clip."""
+    q2, networks, (seed, number) = _shared["q2"], _shared["networks"], job
     clip = make_clip(np.random.default_rng((mv.STREAM + seed, number, 1)), mv.HEIGHT, mv.WIDTH, mv.FRAMES)
-    looks, rows, find = {}, [], _shared["plain"][0]["find_objects"]
-    Replay.known, Replay.prepared, Replay.features = {}, {}, {}
+    looks, rows, segment = {}, [], q2.segment
+    for memory in (Replay.known, Replay.prepared, Replay.features):
+        memory.clear()
 
-    def find_once(networks, image, phrases, settings):
-        key = image.tobytes()
+    def segment_once(networks, image, phrases, settings, ask_clipseg):
+        key = image.tobytes(), ask_clipseg
         if key not in looks:
-            looks[key] = find(networks, image, phrases, settings)
+            looks[key] = segment(networks, image, phrases, settings, ask_clipseg)
         return looks[key]
 
+    q2.segment = segment_once
     for rule in rules:
-        for module, names in zip((q2, a), _shared["plain"], strict=True):
-            vars(module).update(names)
-        q2.find_objects, q2.VideoTracker = find_once, Replay
-        if rule == "nothing, without replay":
-            q2.find_objects, q2.VideoTracker = find, VideoTracker
-        apply(q2, rule)
+        plain = {(owner, name): vars(owner).get(name) for owner, name in RULES[rule]}
+        for (owner, name), value in RULES[rule].items():
+            setattr(owner, name, value)
         with tempfile.TemporaryDirectory() as folder:
             frames = mv.follow(q2, networks, clip, Path(folder) / "clip.mp4", every)
+        for (owner, name), value in plain.items():
+            setattr(owner, name, value)
         for i, item in enumerate(clip.objects):
             if item.masks.any():
-                s = score_object(item, frames)
-                rows.append((rule, seed, number, i, round(s.j, 5), int(s.switched), int(s.late), s.delay))
+                score = vars(score_object(item, frames))
+                rows.append({"left out": rule, "clip": (seed, number), "object": (seed, number, i), **score})
+    q2.segment = segment
     return rows
+
+
+def summary(rows: list[dict], every: int) -> list[dict]:
+    """A row for each rule."""
+    j = {(row["left out"], row["object"]): row["j"] for row in rows}
+    table = []
+    for rule in dict.fromkeys(row["left out"] for row in rows):
+        own = [row for row in rows if row["left out"] == rule]
+        change = np.array([row["j"] - j[ALL, row["object"]] for row in own])
+        late = [row["delay"] is not None and row["delay"] <= every for row in own if row["late"]]
+        table.append(
+            {
+                "left out": rule,
+                "objects": len(own),
+                "mean J": round(float(np.mean([row["j"] for row in own])), 4),
+                "difference": round(float(change.mean()), 4),
+                "its spread": round(float(change.std(ddof=1) / len(own) ** 0.5), 4),
+                "clips that differ": len({row["clip"] for row, d in zip(own, change, strict=True) if abs(d) > 1e-4}),
+                "ids that change, %": round(100 * float(np.mean([row["switched"] for row in own])), 1),
+                "late ones found in time, %": round(100 * float(np.mean(late)), 1) if late else "",
+            }
+        )
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--clips", type=int, default=30)
-    parser.add_argument("--rules", nargs="+", default=RULES)
-    parser.add_argument("--redetect-every", type=int, default=6)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--clips", type=int, default=30, help="of each seed")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES), metavar="RULE")
+    parser.add_argument("--redetect-every", type=int, default=6, help="frames, as the notebook's parameter")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--out", type=Path, help="write the table here, too")
     args = parser.parse_args()
     jobs = [(seed, number) for number in range(args.clips) for seed in args.seeds]
-    columns = ["left out", "seed", "clip", "object", "j", "switched", "late", "delay"]
-    rows = []
+    work, rows = partial(measure_clip, every=args.redetect_every, rules=[ALL, *(r for r in args.rules if r != ALL)]), []
     with ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker) as pool:
-        work = partial(one_clip, every=args.redetect_every, rules=args.rules)
-        for done in pool.map(work, *zip(*jobs, strict=True)):
-            rows += done
-            print(*done[0][1:3], len(rows), flush=True)
+        for job, found in zip(jobs, pool.map(work, jobs), strict=True):
+            rows += found
+            print(*job, *(f"{row['j']:.3f}" for row in found if row["left out"] == ALL), flush=True)
+            table = summary(rows, args.redetect_every)
             if args.out:
-                with args.out.open("w", newline="") as file:
-                    csv.writer(file).writerows([columns, *rows])
+                write_csv(table, args.out)
+    for row in table:
+        print(*row.values(), sep=" | ")
 
 
 if __name__ == "__main__":
