@@ -37,6 +37,7 @@ SAME_COLOUR = 60.0  # most distance in RGB of an object that comes back to what 
 HIDDEN = 0.5  # times its area when it was detected: an object of less is going out of sight
 INSIDE = 0.7  # least share of a mask that lies in another one to be inside it
 AGREES = 0.7  # least IoU of two masks to show the same object
+TAKEN = 0.7  # least IoU of a detection with a track of another label, or one that is found elsewhere, not to be new
 RESTART = 0.82  # least IoU of a track with its detection for SAM 2 to go on as it was
 
 
@@ -145,7 +146,7 @@ class Tracks:
         np.fill_diagonal(inside, False)
         for k, detection in enumerate(detections):
             track = known.get(k)
-            if track is None and any(mask_iou(t.mask, detection.mask) > AGREES for t in self.tracks):
+            if track is None and any(mask_iou(t.mask, detection.mask) > TAKEN for t in self.tracks):
                 continue  # this object has a name already
             if not (track and track.sam_id) and not self._make_room():
                 continue
