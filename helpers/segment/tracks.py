@@ -69,7 +69,8 @@ class Held:
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
-Restart = tuple[Track, dict[str, Any]]  # what SAM 2 follows afresh from the current frame, and by what prompt
+# What SAM 2 follows afresh from the current frame, by what prompt, and the frame on which it was detected before.
+Restart = tuple[Track, dict[str, Any], int]
 
 
 class Tracks:
@@ -195,7 +196,7 @@ class Tracks:
         self._lose(track)
         track.sam_id = next(self._sam_ids)
         track.mask = self._tracker.add(track.sam_id, **prompt)
-        return track, prompt
+        return track, prompt, track.last_detected
 
     def _lose(self, track: Track) -> None:
         """Have SAM 2 follow it no more, until it is detected again."""
@@ -215,24 +216,34 @@ class Tracks:
 
     def _look_back(self, restarts: Sequence[Restart], earlier: Iterable[Held]) -> None:
         """Take what SAM 2 follows afresh back through the frames before the current one, the newest first, each track
-        until it agrees with what it was there, or is out of sight."""
+        until it agrees with what it was there, or is out of sight. Where it was detected before and they never agree,
+        neither way is better: each keeps the half of the frames next to its own detection."""
         if not restarts or self._frame.index == 0:
             return
-        tracker, tracks = self._new_tracker(), {track.id: track for track, _ in restarts}
+        tracker, found = self._new_tracker(), {track.id: [] for track, *_ in restarts}
         tracker.show(self._frame.index, tracker.prepare(self._frame.image))
-        for track, prompt in restarts:
+        for track, prompt, _ in restarts:
             tracker.add(track.id, **prompt)
         tracker.track(backwards=True)
         for held in earlier:
             tracker.show(held.frame.index, tracker.prepare(held.frame.image))
-            for number, mask in tracker.track(backwards=True).items():
-                before = held.objects.get(number)
-                if not mask.any() or (before and mask_iou(decode_mask(before["mask"]), mask) > AGREES):
-                    tracker.remove(number)
-                else:
-                    held.objects[number] = track_entry(number, tracks[number].label, tracks[number].score, mask)
+            masks = tracker.track(backwards=True)
+            for track, _, detected_before in restarts:
+                if track.id not in masks:
+                    continue
+                mask, known = masks[track.id], held.objects.get(track.id)
+                if not mask.any() or (known and mask_iou(decode_mask(known["mask"]), mask) > AGREES):
+                    tracker.remove(track.id)
+                    continue
+                found[track.id].append((held, track_entry(track.id, track.label, track.score, mask)))
+                if held.frame.index <= detected_before:
+                    tracker.remove(track.id)
+                    found[track.id] = found[track.id][: len(found[track.id]) // 2]
             if not tracker.numbers:
                 break
+        for number, entries in found.items():
+            for held, entry in entries:
+                held.objects[number] = entry
 
 
 def main_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -33,6 +33,14 @@ from helpers.shapes.clips import make_clip
 from track_scores import score_object
 
 ALL = "(all rules)"
+restart = tracks.Tracks._restart
+
+
+def first_seen_now(self, track, detection):
+    """`Tracks._restart` of a track that was not detected before."""
+    return *restart(self, track, detection)[:2], -1
+
+
 RULES = {  # left out: what takes its place
     ALL: {},
     "match by colour": {(tracks, "SAME_COLOUR"): -1.0},
@@ -40,6 +48,7 @@ RULES = {  # left out: what takes its place
     "lost when inside another": {(tracks.Tracks, "_slipped"): lambda *_: []},
     "a part may lie inside another": {(tracks.Track, "is_part"): property(lambda _: False, lambda *_: None)},
     "start afresh below an IoU of 0.82 (at 0.7 instead)": {(tracks, "RESTART"): tracks.AGREES},
+    "where both ways disagree each keeps half": {(tracks.Tracks, "_restart"): first_seen_now},
     "look back": {(tracks.Tracks, "_look_back"): lambda *_: None},
 }
 

@@ -284,6 +284,21 @@ def test_a_track_that_had_drifted_is_mended_back_to_where_it_was_right(two):
     assert FakeTracker.backwards == [[6, 5, 4, 3]] and all(boxes[i][2] == RIGHT for i in boxes)
 
 
+def test_where_both_ways_disagree_each_keeps_the_half_next_to_its_detection(two):
+    there = (30, 40, 50, 60)
+    FakeTracker.past = {1: dict.fromkeys(range(9), there)}
+    list(two.settled())
+    for i in range(1, 9):
+        two.go(frame(i, ("blue", RIGHT)), id1=LEFT)
+        if i == 8:  # SAM 2 was left on nothing; the red cat is elsewhere
+            two.go(frame(8, ("red", there), ("blue", RIGHT)), id1=LEFT)
+            two.look([seen("cat", *there), seen("cat", *RIGHT)])
+        list(two.settled())
+    boxes = objects_of(two.rest())
+    assert [boxes[i][1] for i in range(9)] == [LEFT] * 5 + [there] * 4
+    assert FakeTracker.backwards == [[8, 7, 6, 5, 4, 3, 2, 1, 0]]  # 0 is where it was detected before
+
+
 def test_frames_wait_for_later_looks_and_come_in_order():
     tracks, done = new_tracks(), []
     FakeTracker.past = {1: dict.fromkeys(range(60), LEFT)}
