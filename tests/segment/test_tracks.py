@@ -295,7 +295,7 @@ def test_where_both_ways_disagree_each_keeps_the_half_next_to_its_detection(two)
             two.look([seen("cat", *there), seen("cat", *RIGHT)])
         list(two.settled())
     boxes = objects_of(two.rest())
-    assert [boxes[i][1] for i in range(9)] == [LEFT] * 5 + [there] * 4
+    assert [boxes[i][1] for i in range(9)] == [LEFT] * 4 + [there] * 5
     assert FakeTracker.backwards == [[8, 7, 6, 5, 4, 3, 2, 1, 0]]  # 0 is where it was detected before
 
 
