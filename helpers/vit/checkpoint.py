@@ -47,8 +47,7 @@ def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
     content = load_plain(path, f"; {advice}")
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        keys = ", ".join(map(repr, missing))
-        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {keys}; {advice}")
+        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {', '.join(missing)}; {advice}")
     return content
 
 
@@ -70,13 +69,12 @@ def resume(run: Any, path: Path) -> None:
     """Let `run` go on from the last.pth at `path`, where there is one; raises `ValueError` for a file that is broken,
     or of a run with other settings."""
     content = None
-    if distributed.is_main() and not path.is_file():
-        print(f"resume=True, but there is no {path}: starting anew")
-    elif distributed.is_main():
+    if distributed.is_main() and path.is_file():
         content = load_checkpoint(path, "config", "rng", "precision", *MODULES, *COUNTS)
         check_resumable(run.cfg, content["config"], path)
     content = distributed.broadcast(content)
     if not content:
+        print(f"resume=True, but there is no {path}: starting anew")
         return
     if content["precision"] != run.compute.precision or not content["scaler"]:  # of another kind of device
         content["scaler"] = run.scaler.state_dict()
@@ -104,12 +102,12 @@ def save_last(run: Any, path: Path) -> None:
 def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
     """Write the better of a run's weights if they beat all before, without held-out images the EMA in any case;
     returns " *raw" or " *ema" where they were written, else nothing."""
-    raw, ema = scores["val_accuracy"], scores["ema_accuracy"]
-    best = None if ema is None else max(raw, ema)
+    raw, best, kept = scores["val_accuracy"], scores["ema_accuracy"], "ema"
+    if best is not None and raw > best:
+        best, kept = raw, "raw"
     there = distributed.broadcast(path.is_file())  # it may be gone, where a run was resumed from last.pth alone
     if best is not None and best <= run.best_accuracy and there:
         return ""
-    kept = "raw" if best is not None and raw > ema else "ema"
     weights = (run.model if kept == "raw" else run.ema).state_dict()
     content = {
         "model": {name: value.cpu() for name, value in weights.items()},  # so that any machine can load them
@@ -173,16 +171,17 @@ def write_summary(
     """Write run_summary.json: the weights `best` of a `run` (None: of an earlier one), their images and `results`."""
     images = {"name": dataset.name, "source": dataset.source, "notes": dataset.notes, "test": len(dataset.test_labels)}
     images |= {"train": len(run.train) if run else None, "val": len(run.val) if run else None}
-    trained = {"epochs_run": best["epoch"], "seconds": None, "images_per_second": None, "stopped_by": None}
+    trained = dict.fromkeys(("seconds", "images_per_second", "stopped_by"))
     if run:
         rate = run.step * run.cfg.batch_size / max(run.train_seconds, 1e-9)
-        trained = {"epochs_run": run.step / run.steps_per_epoch, "steps": run.step, "skipped_steps": run.skipped}
-        trained |= {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
+        trained = {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
+        trained |= {"steps": run.step, "skipped_steps": run.skipped}
         print(f"{run.step:,} steps in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
     summary = {
         "dataset": images,
         "config": best["config"],
         "parameters": sum(weights.numel() for weights in best["model"].values()),
+        "epochs_run": run.step / run.steps_per_epoch if run else best["epoch"],
         **trained,
         "best_val_accuracy": best["val_accuracy"],
         **results,

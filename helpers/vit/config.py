@@ -46,8 +46,8 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
     """
     device = distributed.start()
     gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
-    given = {name: value for name, value in vars(cfg).items() if name != "preset"}
-    cfg = make_config(recipe, presets, cfg.preset or "auto", given, distributed.broadcast(gpu_memory))
+    given = dict(vars(cfg))
+    cfg = make_config(recipe, presets, given.pop("preset") or "auto", given, distributed.broadcast(gpu_memory))
     cfg.out_dir = cfg.out_dir or environment.default_out_dir() / ("evaluation" if cfg.checkpoint else "")
     check_config(cfg)
     compute = pick_compute(cfg.amp, device, cpu_bf16=True)
@@ -90,16 +90,14 @@ def make_config(
     `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
     """
     known = (*recipe, *OTHER_SETTINGS)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
+    for name in [name for name in given if name not in known]:
+        near = "".join(f": did you mean {other!r}?" for other in difflib.get_close_matches(name, known, 1))
+        raise ValueError(f"{name!r} is no setting{near}")
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
     if preset not in presets:
         raise ValueError(f"preset={preset!r}: expected 'auto' or one of {', '.join(map(repr, presets))}")
-    column = presets.index(preset)
-    settings = {name: values[column] for name, values in recipe.items()}
+    settings = {name: values[presets.index(preset)] for name, values in recipe.items()}
     settings |= {name: value for name, value in given.items() if value is not None or name not in recipe}
     return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
 

@@ -73,10 +73,10 @@ def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, lef
     if partly:
         notes.append(f"part of CIFAR-10: {' and '.join(partly)}")
     if held_out:
-        total, parts = len(parts["train"][1]), _hold_out_a_fifth(*parts["train"])
+        parts = _hold_out_a_fifth(*parts["train"])
+        few, total = len(parts["test"][1]), sum(len(labels) for _, labels in parts.values())
         notes.append(
-            "its test images have no labels: the test set here is one fifth of the labelled images "
-            f"({len(parts['test'][1]):,} of {total:,}, stratified): accuracies are not those on CIFAR-10's own test set"
+            f"no labels of test images: {few:,} of {total:,} labelled images (a fifth) are the test set instead"
         )
     for split, (_, labels) in parts.items():
         empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
