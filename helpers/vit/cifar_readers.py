@@ -108,12 +108,10 @@ def read_npz(path: Path) -> ImageSet:
     try:
         # opened here, because np.load leaves a damaged file open
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in NPZ_KEYS if key in file.files}
-    except Exception as error:  # zipfile.BadZipFile, EOFError, zlib.error, ValueError (object arrays), …
-        raise DataError(f"{path}: truncated or corrupt .npz, or one with pickled objects ({error}).") from error
-    missing = [key for key in NPZ_KEYS if key not in arrays]
-    if missing:
-        raise DataError(f"{path}: no {', '.join(missing)} in it, only {some(list(arrays))}.")
+            arrays = {key: file[key] for key in NPZ_KEYS}
+    except Exception as error:  # zipfile.BadZipFile, EOFError, zlib.error, ValueError (object arrays), KeyError, …
+        wrong = f"truncated or corrupt .npz, or one with pickled objects or without {', '.join(NPZ_KEYS)}"
+        raise DataError(f"{path}: {wrong} ({error}).") from error
     tables = {
         split: [Table(arrays[f"x_{split}"], arrays[f"y_{split}"], f"{path}: x_{split} and y_{split}")]
         for split in ("train", "test")

@@ -52,8 +52,11 @@ def load_images(
     """
     if data_root and data_root != "auto":
         root = Path(data_root).expanduser()
-        if download and root.resolve() == DOWNLOADS.resolve() and _may_be_filled(root):
-            root = download_cifar10(root)
+        if download and root.resolve() == DOWNLOADS.resolve() and not root.is_file():
+            # what an interrupted download left counts as nothing
+            whole = all((root / name).is_file() for name in HUB_FILES)
+            if not whole and {*chain(*peek(root))} <= {"plain_text"}:
+                root = download_cifar10(root)
         return load_cifar10(root)
 
     broken = {None}  # roots may overlap: one warning for each copy is enough
@@ -62,7 +65,7 @@ def load_images(
         if (location := find_cifar10(root)) not in broken:
             try:
                 return load_cifar10(root)
-            except DataError as error:
+            except (DataError, OSError) as error:
                 broken.add(location)
                 print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
     try:
@@ -92,8 +95,6 @@ def load_cifar10(root: str | Path) -> ImageSet:
     try:
         layout, path = location
         return LAYOUTS[layout][1](path)
-    except OSError as error:  # every format error is a DataError by now: this is the disk or the permissions
-        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error}).") from error
     except DataError as error:
         other = next((other for other in candidates if other != location), None)
         step = f"try another copy, data_root={str(other[1])!r}" if other else "download it again"
@@ -177,13 +178,6 @@ def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
         f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
         'Give the path of one of these, or data_root="auto" to search and download.'
     )
-
-
-def _may_be_filled(root: Path) -> bool:
-    """True where a download may go: no such path, or an empty folder."""
-    if os.access(root, os.R_OK) and root.is_dir():  # what an interrupted download left counts as nothing
-        return {*chain(*peek(root))} <= {"plain_text"} and not all((root / name).is_file() for name in HUB_FILES)
-    return not os.access(root, os.F_OK)
 
 
 def _synthetic() -> ImageSet:

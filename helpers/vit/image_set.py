@@ -56,11 +56,8 @@ def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, lef
     """
     parts, kinds, notes = {}, Counter(), []
     for split, group in tables.items():
-        if isinstance(group[0].images, list):
-            images, found = _decode_all(group, split)
-            kinds += found
-        else:
-            images = np.concatenate([_checked_pixels(table) for table in group])
+        files = isinstance(group[0].images, list)
+        images = _decode_all(group, split, kinds) if files else np.concatenate([_checked_pixels(t) for t in group])
         parts[split] = images, np.concatenate([_checked_labels(table) for table in group])
 
     held_out, partly = "test" not in parts, []
@@ -75,17 +72,13 @@ def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, lef
     if held_out:
         parts = _hold_out_a_fifth(*parts["train"])
         few, total = len(parts["test"][1]), sum(len(labels) for _, labels in parts.values())
-        notes.append(
-            f"no labels of test images: {few:,} of {total:,} labelled images (a fifth) are the test set instead"
-        )
+        notes.append(f"no labels of test images: {few:,} of {total:,} labelled ones, a fifth, are the test set instead")
     for split, (_, labels) in parts.items():
         empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
         if empty:
             raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
     if kinds["JPEG"]:
-        notes.append(
-            f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG: not exactly the original CIFAR-10's pixels"
-        )
+        notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not CIFAR-10's exact pixels")
     if left_out:
         notes.append(f"{len(left_out):,} files that are no PNG or JPEG were left out: {some(left_out, 3)}")
     source = f"{path} ({layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
@@ -131,8 +124,8 @@ def _checked_labels(table: Table) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _decode_all(group: Sequence[Table], split: str) -> tuple[np.ndarray, Counter[str]]:
-    """(uint8 [N, 3, 32, 32], how many images of each kind) of tables of image files, in their order."""
+def _decode_all(group: Sequence[Table], split: str, kinds: Counter[str]) -> np.ndarray:
+    """uint8 [N, 3, 32, 32] of tables of image files, in their order; counts their `kinds`."""
     sources = [source for table in group for source in table.images]
     names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
     Image.preinit()  # once, before the threads do
@@ -140,7 +133,8 @@ def _decode_all(group: Sequence[Table], split: str) -> tuple[np.ndarray, Counter
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if problems:
         raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
-    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2), Counter(kind for _, kind in results)
+    kinds.update(kind for _, kind in results)
+    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2)
 
 
 def _decode(source: Path | bytes) -> tuple[np.ndarray, str] | str:

@@ -534,7 +534,7 @@ def test_a_packed_competition_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"y_train": None}, ["y_train", "only"]),
+        ({"y_train": None}, ["y_train is not a file in the archive"]),
         ({"x_train": np.zeros((120, 28, 28), np.uint8)}, ["x_train", "[120, 28, 28]"]),
         ({"x_test": TEST_X.astype(np.float32) / 255}, ["x_test", "float32"]),
         ({"x_test": TEST_X.astype(np.int32) * 2}, ["x_test", "int32"]),
