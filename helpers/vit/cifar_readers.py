@@ -90,8 +90,6 @@ def read_batches(path: Path) -> ImageSet:
             if names != [*CLASSES]:
                 raise DataError(f"{where}: label_names is {names}, expected {[*CLASSES]}.")
             continue
-        if "fine_labels" in content:
-            raise DataError(f"{where}: this is CIFAR-100 (it has fine_labels).")
         lacking = [key for key in ("data", "labels") if content.get(key) is None]
         if lacking:
             raise DataError(f"{where}: no {' and no '.join(lacking)} in it, only {some(list(content))}.")

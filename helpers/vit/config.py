@@ -28,10 +28,8 @@ MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
 
 
 def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
-    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
-
-    What was defined after the recipe is taken along, where papermill adds parameters: `start` finds misspelt ones.
-    """
+    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`; what
+    was defined after the recipe is taken along, where papermill adds parameters: `start` finds misspelt ones."""
     later = list(names)[list(names).index("RECIPE") + 1 :]
     later = later[: later.index("cfg")] if "cfg" in later else later  # a cell that runs again finds all names
     known = ("preset", *recipe, *OTHER_SETTINGS, *(name for name in later if not name.startswith("_")))
@@ -41,8 +39,8 @@ def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
 def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple[Any, ...]:
     """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
 
-    Returns the configuration, the device with its precision, the output folder, and the machine's line in a figure's
-    caption. Raises `ValueError` for a setting that does not exist or cannot work.
+    Returns the configuration, the device with its precision, the output folder, and a figure's caption. Raises
+    `ValueError` for a setting that does not exist or cannot work.
     """
     device = distributed.start()
     gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
@@ -54,14 +52,12 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
     compute = replace(compute, precision=distributed.broadcast(compute.precision))
     seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    out = Path(cfg.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    hardware = str(compute)
-    if distributed.size() > 1:
-        hardware = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
+    Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
+    several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
+    hardware = several if distributed.size() > 1 else str(compute)
     versions = environment.versions("torch", "torchvision", "timm", "numpy")
     print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
-    return cfg, compute, out, f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
+    return cfg, compute, Path(cfg.out_dir), f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
 
 
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:

@@ -36,9 +36,7 @@ LAYOUT_OF_FILE |= dict.fromkeys((*readers.BATCHES, readers.META), "batches")
 LAYOUT_OF_FILE |= {".npz": "npz", ".parquet": "parquet", "trainlabels.csv": "kaggle"}
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
-
-
-Location = tuple[str, Path]  # a key of LAYOUTS, and the folder or file
+Location = tuple[str, Path]  # a CIFAR-10 that was found: a key of LAYOUTS, and its folder or file
 
 
 def load_images(
@@ -225,10 +223,8 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def hold_out(
     dataset: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
 ) -> tuple[Split, Split]:
-    """Shuffle the training images by `seed`, hold `val_size` out, keep `train_size` of the rest (`None`: all of it).
-
-    Returns (training, held out) on `device`. Raises `ValueError` when there are not so many images.
-    """
+    """Return (training, held out) on `device`: the training images shuffled by `seed`, `val_size` of them held out, and
+    `train_size` of the rest (`None`: all of it). Raises `ValueError` when there are not so many."""
     total = len(dataset.train_labels)
     if val_size + (train_size or 2) > total:
         raise ValueError(

@@ -41,8 +41,7 @@ def prepare(run: Any, train_step: Callable[..., Tensor], example: Callable[[], t
 
 
 def epoch_order(run: Any) -> Tensor:
-    """Draw the order of an epoch, int64 [steps, batch_size]; several processes follow that of the first one, and draw
-    everything else by seeds of their own."""
+    """Draw an epoch's order, int64 [steps, batch_size], one for all processes; all else each draws by its own seed."""
     order = distributed.broadcast(torch.randperm(len(run.train)))
     if not distributed.is_main():
         seed_everything(distributed.own_seed(run.cfg.seed, run.step))

@@ -367,7 +367,7 @@ def test_missing_batches_are_named(tmp_path):
         ({"data": np.zeros((24, 784), np.uint8)}, ["784"]),
         ({"data": np.zeros((24, 3072), np.float32)}, ["float32"]),
         ({"data": "pixels"}, ["str"]),
-        ({"fine_labels": [1] * 24}, ["CIFAR-100"]),
+        ({"labels": None, "fine_labels": [1] * 24}, ["no labels", "fine_labels"]),
     ],
 )
 def test_a_batch_with_wrong_content_is_named(tmp_path, change, words):
