@@ -8,6 +8,7 @@ from __future__ import annotations
 import _codecs
 import csv
 import io
+import json
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -146,16 +147,19 @@ def parquet_shards(folder: Path) -> dict[str, list[Path]]:
 
 
 def parquet_problem(path: Path) -> str | None:
-    """The reason why this Parquet file is no CIFAR-10, from its columns alone; None where reading it will tell."""
+    """The reason why this Parquet file is no CIFAR-10, from its header alone; None where reading it will tell."""
     import pyarrow.parquet
 
     try:
-        columns = pyarrow.parquet.read_schema(path).names
+        schema = pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError):
         return None
-    if "label" in columns and ("img" in columns or "image" in columns):
-        return None
-    return f"{path}, which has the columns {some(columns)}, and not img (or image) and label"
+    if "label" not in schema.names or not {"img", "image"} & {*schema.names}:
+        return f"{path}, which has the columns {some(schema.names)}, and not img (or image) and label"
+    # the class names, where Hugging Face recorded them
+    recorded = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = recorded.get("info", {}).get("features", {}).get("label", {}).get("names", [*CLASSES])
+    return None if names == [*CLASSES] else f"{path}, whose classes are {some(names, 10)}"
 
 
 def _read_shard(path: Path) -> Table:

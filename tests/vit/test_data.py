@@ -597,6 +597,11 @@ def test_parquet_with_wrong_content_is_named(tmp_path):
         pq.write_table(pa.table({"img": good, "fine_label": TRAIN_Y[60:]}), path)
     assert find_cifar10(tmp_path) is None
     expect(tmp_path, "fine_label")
+    features = json.dumps({"info": {"features": {"label": {"names": ["zero", "one"]}}}})  # as Hugging Face writes them
+    table = pa.table({"img": good, "label": TRAIN_Y[60:]}).replace_schema_metadata({"huggingface": features})
+    pq.write_table(table, culprit.with_name("train-00000-of-00002.parquet"))
+    assert find_cifar10(tmp_path) is None
+    expect(tmp_path, "whose classes are zero, one")
 
 
 def test_more_images_than_cifar10_has_are_refused(tmp_path):
