@@ -143,6 +143,7 @@ def _layouts_in(folder: Path, remarks: list[str]) -> Iterator[Location]:
             else:
                 yield "npz", files[name]
 
+    # tables and folders may be of any data set: a look at what is in them tells
     shards = [*chain(*readers.parquet_shards(folder).values())]
     if problem := readers.parquet_problem(shards[0]) if shards else None:
         remarks.append(problem)

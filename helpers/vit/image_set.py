@@ -60,12 +60,13 @@ def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, lef
         images = _decode_all(group, split, kinds) if files else np.concatenate([_checked_pixels(t) for t in group])
         parts[split] = images, np.concatenate([_checked_labels(table) for table in group])
 
+    # more images than CIFAR-10 has are another data set, fewer are a part of it
     held_out, partly = "test" not in parts, []
     for split, (_, labels) in parts.items():
         most = {"train": 50_000, "test": 10_000}[split]
         have = f"{len(labels):,} of {most:,} {'labelled' if held_out else split} images"
         if len(labels) > most:
-            raise DataError(f"{path}: {have} that CIFAR-10 has. Is it another data set?")
+            raise DataError(f"{path}: {have} in CIFAR-10. Is it another data set?")
         partly += [have] if len(labels) < most else []
     if partly:
         notes.append(f"part of CIFAR-10: {' and '.join(partly)}")
