@@ -12,7 +12,7 @@ common    what both notebooks need
 vit       q1's
   config         settings: presets, what the user gave, what can work
   data           CIFAR-10 found or fetched, as tensors; split
-  cifar_tables, cifar_pickle, cifar_folders, image_set    its layouts read and checked
+  cifar_readers, image_set    its layouts read and checked
   augment        crops, flips, RandAugment, Random Erasing as batched tensor operations
   engine         a training step that fits into memory, compiled, as one CUDA graph
   clock          how far a run is; its counts, times and log

@@ -19,10 +19,15 @@ from helpers.vit.config import check_resumable
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 
+BEST = "best_vit_cifar10.pth"
+SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
+# The state of a resumed run, what learns and what is counted; the rest of it follows from its settings.
+MODULES = ("model", "ema", "optimizer", "scaler")
+COUNTS = ("step", "seconds", "train_seconds", "skipped", "best_accuracy", "history")
+
 
 def try_save(content: dict[str, Any], path: Path | str) -> bool:
-    """Write `content` (tensors and plain containers) atomically. A failure is a printed warning and False, so that a
-    long run outlives a full disk."""
+    """Write tensors and plain containers atomically; a full disk is a printed warning and False: a long run goes on."""
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
@@ -33,8 +38,8 @@ def try_save(content: dict[str, Any], path: Path | str) -> bool:
 
 
 def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
-    """Read one of q1's checkpoints, by `load_plain`; raises `FileNotFoundError`, or `ValueError` for a file that is
-    truncated, not a checkpoint, or lacks a key named in `required`."""
+    """Read one of q1's checkpoints, executing nothing in it; raises `FileNotFoundError`, or `ValueError` for a file
+    that is truncated, not a checkpoint, or lacks a key named in `required`."""
     path = Path(path)
     advice = "give another file as checkpoint=, or train anew with checkpoint=None and resume=False"
     if not path.is_file():
@@ -42,8 +47,7 @@ def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
     content = load_plain(path, f"; {advice}")
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        keys = ", ".join(map(repr, missing))
-        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {keys}; {advice}")
+        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {', '.join(missing)}; {advice}")
     return content
 
 
@@ -61,67 +65,49 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-BEST = "best_vit_cifar10.pth"
-SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
-
-# The state of a resumed run; the rest of it follows from its settings.
-SAVED = ("model", "ema", "optimizer", "scaler")
-SAVED += ("step", "seconds", "train_seconds", "skipped", "best_accuracy", "history")
-
-
-def pack(run: Any) -> dict[str, Any]:
-    """`SAVED` of q1's run, its random state and settings as plain containers and tensors, which are the live ones."""
-    values = {name: getattr(run, name) for name in SAVED}
-    content = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
-    return content | {"rng": get_rng_state(), "config": vars(run.cfg), "precision": run.compute.precision}
-
-
-def unpack(run: Any, content: dict[str, Any]) -> None:
-    """Put back what `pack` took, in place; tensors move to where their predecessors are."""
+def resume(run: Any, path: Path) -> None:
+    """Let `run` go on from the last.pth at `path`, where there is one; raises `ValueError` for a file that is broken,
+    or of a run with other settings."""
+    content = None
+    if distributed.is_main() and path.is_file():
+        content = load_checkpoint(path, "config", "rng", "precision", *MODULES, *COUNTS)
+        check_resumable(run.cfg, content["config"], path)
+    content = distributed.broadcast(content)
+    if not content:
+        print(f"resume=True, but there is no {path}: starting anew")
+        return
     if content["precision"] != run.compute.precision or not content["scaler"]:  # of another kind of device
-        content = content | {"scaler": run.scaler.state_dict()}
-    for name in SAVED:
-        value = getattr(run, name)
-        if hasattr(value, "load_state_dict"):
-            value.load_state_dict(content[name])
-        else:
-            setattr(run, name, content[name])
+        content["scaler"] = run.scaler.state_dict()
+    for name in MODULES:  # tensors move to where their predecessors are
+        getattr(run, name).load_state_dict(content[name])
     for group in run.optimizer.param_groups:  # a CUDA graph reads the learning rate on the device
         group["lr"] = torch.as_tensor(group["lr"]).to(run.compute.device)
+    for name in COUNTS:
+        setattr(run, name, content[name])
     set_rng_state(content["rng"])
-
-
-def resume(run: Any, path: Path) -> None:
-    """Let `run` go on from the last.pth at `path`, where there is one; of several processes the first one reads it.
-    Raises `ValueError` for a file that is broken, or of a run with other settings."""
-    content = None
-    if distributed.is_main() and not path.is_file():
-        print(f"resume=True, but there is no {path}: starting anew")
-    elif distributed.is_main():
-        content = load_checkpoint(path, "config", "rng", "precision", *SAVED)
-        check_resumable(run.cfg, content["config"], path)
-    if content := distributed.broadcast(content):
-        unpack(run, content)
-        run.saved = run.seconds
-        print(f"resumed after {run.step} steps")
+    run.saved = run.seconds
+    print(f"resumed after {run.step} steps")
 
 
 def save_last(run: Any, path: Path) -> None:
     """Write everything that a resumed run goes on from; of several processes the first one does."""
     run.saved = run.clock.seconds()
     if distributed.is_main():
-        try_save(pack(run), path)
+        content = {name: getattr(run, name).state_dict() for name in MODULES}
+        content |= {name: getattr(run, name) for name in COUNTS}
+        content |= {"rng": get_rng_state(), "config": vars(run.cfg), "precision": run.compute.precision}
+        try_save(content, path)
 
 
 def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
     """Write the better of a run's weights if they beat all before, without held-out images the EMA in any case;
     returns " *raw" or " *ema" where they were written, else nothing."""
-    raw, ema = scores["val_accuracy"], scores["ema_accuracy"]
-    best = None if ema is None else max(raw, ema)
+    raw, best, kept = scores["val_accuracy"], scores["ema_accuracy"], "ema"
+    if best is not None and raw > best:
+        best, kept = raw, "raw"
     there = distributed.broadcast(path.is_file())  # it may be gone, where a run was resumed from last.pth alone
     if best is not None and best <= run.best_accuracy and there:
         return ""
-    kept = "raw" if best is not None and raw > ema else "ema"
     weights = (run.model if kept == "raw" else run.ema).state_dict()
     content = {
         "model": {name: value.cpu() for name, value in weights.items()},  # so that any machine can load them
@@ -151,8 +137,7 @@ def kept_if_lost(run: Any, out: Path) -> Iterator[None]:
 
 
 def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
-    """After an epoch, add its `row` to the history, and write the weights if they are the best so far, everything that
-    a resumed run goes on from, and history.csv; prints the epoch in a line."""
+    """Add an epoch's `row` to the history, write what is to be written after it, and print the epoch in a line."""
     run.seconds = run.clock.seconds()
     row = {"epoch": round(run.step / run.steps_per_epoch, 3), "step": run.step, **row, "seconds": run.seconds}
     run.history.append(row)
@@ -186,15 +171,17 @@ def write_summary(
     """Write run_summary.json: the weights `best` of a `run` (None: of an earlier one), their images and `results`."""
     images = {"name": dataset.name, "source": dataset.source, "notes": dataset.notes, "test": len(dataset.test_labels)}
     images |= {"train": len(run.train) if run else None, "val": len(run.val) if run else None}
-    trained = {"epochs_run": best["epoch"], "seconds": None, "images_per_second": None, "stopped_by": None}
+    trained = dict.fromkeys(("seconds", "images_per_second", "stopped_by"))
     if run:
         rate = run.step * run.cfg.batch_size / max(run.train_seconds, 1e-9)
-        trained = {"epochs_run": run.step / run.steps_per_epoch, "steps": run.step, "skipped_steps": run.skipped}
-        trained |= {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
+        trained = {"seconds": run.seconds, "images_per_second": rate, "stopped_by": run.stopped_by()}
+        trained |= {"steps": run.step, "skipped_steps": run.skipped}
+        print(f"{run.step:,} steps in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
     summary = {
         "dataset": images,
         "config": best["config"],
         "parameters": sum(weights.numel() for weights in best["model"].values()),
+        "epochs_run": run.step / run.steps_per_epoch if run else best["epoch"],
         **trained,
         "best_val_accuracy": best["val_accuracy"],
         **results,
@@ -207,5 +194,3 @@ def write_summary(
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(summary, indent=2))
-    if run:
-        print(f"{run.step:,} steps in {run.seconds:,.0f} s, ended by {run.stopped_by()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -21,16 +22,15 @@ from helpers.vit.image_set import ImageSet
 Recipe = Mapping[str, Sequence[Any]]  # setting -> a value for each preset
 # Settings that are the same in every preset: they say where and how, not what is trained.
 OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
+# With other values of these a run may be resumed.
+MAY_CHANGE = {"preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"}
+MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
 
 
 def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
-    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`.
-
-    What was defined after the recipe is taken along (papermill adds parameters there), so that `start` finds those that
-    are misspelt; names that begin with an underscore are left alone.
-    """
-    order = list(names)
-    later = order[order.index("RECIPE") + 1 :]
+    """Every setting among a notebook's global `names` (None where it is not there), to be edited before `start`; what
+    was defined after the recipe is taken along, where papermill adds parameters: `start` finds misspelt ones."""
+    later = list(names)[list(names).index("RECIPE") + 1 :]
     later = later[: later.index("cfg")] if "cfg" in later else later  # a cell that runs again finds all names
     known = ("preset", *recipe, *OTHER_SETTINGS, *(name for name in later if not name.startswith("_")))
     return SimpleNamespace(**{name: names.get(name) for name in known})
@@ -39,8 +39,8 @@ def collect(names: Mapping[str, Any], recipe: Recipe) -> SimpleNamespace:
 def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple[Any, ...]:
     """Join the processes of a torchrun, fill in the preset, check every setting, seed, and make the output folder.
 
-    Returns the configuration, the device with its precision, the output folder, and the machine's line in a figure's
-    caption; prints them. Raises `ValueError` for a setting that does not exist or cannot work.
+    Returns the configuration, the device with its precision, the output folder, and a figure's caption. Raises
+    `ValueError` for a setting that does not exist or cannot work.
     """
     device = distributed.start()
     gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
@@ -52,13 +52,12 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
     compute = replace(compute, precision=distributed.broadcast(compute.precision))
     seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    out = Path(cfg.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
     several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
-    hardware = f"{compute}" if distributed.size() == 1 else several
+    hardware = several if distributed.size() > 1 else str(compute)
     versions = environment.versions("torch", "torchvision", "timm", "numpy")
     print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
-    return cfg, compute, out, f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
+    return cfg, compute, Path(cfg.out_dir), f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
 
 
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
@@ -85,27 +84,25 @@ def make_config(
     """One column of `recipe`, with those of `given` that are not None in its place.
 
     `preset="auto"`: the first without a GPU (`gpu_memory` is 0), the second below 24 GB of GPU memory, else the third.
-    Raises `ValueError` for another preset, and for a name in `given` that is no setting.
     """
     known = (*recipe, *OTHER_SETTINGS)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"{name!r} is no setting{f': did you mean {near[0]!r}?' if near else ''}")
+    for name in [name for name in given if name not in known]:
+        near = "".join(f": did you mean {other!r}?" for other in difflib.get_close_matches(name, known, 1))
+        raise ValueError(f"{name!r} is no setting{near}")
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
     if preset not in presets:
         raise ValueError(f"preset={preset!r}: expected 'auto' or one of {', '.join(map(repr, presets))}")
-    column = presets.index(preset)
-    settings = {name: values[column] for name, values in recipe.items()}
+    settings = {name: values[presets.index(preset)] for name, values in recipe.items()}
     settings |= {name: value for name, value in given.items() if value is not None or name not in recipe}
     return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
 
 
 ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 NUMBERS = (  # settings, their kind, least and largest value, and the same in words
-    ("img_size patch_size embed_dim depth num_heads", Integral, 1, math.inf, "a whole number above 0"),
-    ("batch_size", Integral, 2, math.inf, "an even number above 0, since MixUp and CutMix pair images"),
+    ("img_size patch_size embed_dim depth num_heads batch_size", Integral, 1, math.inf, "a whole number above 0"),
+    ("patch_stride", Integral, 1, math.inf, "a whole number above 0, or None"),
+    ("train_size", Integral, 2, math.inf, "a whole number, at least 2, or None"),
     ("randaug_n val_size", Integral, 0, math.inf, "a whole number, 0 or more"),
     ("tta", Integral, 0, 4, "a shift of 0 (off) to 4 pixels"),
     ("seed", Integral, -math.inf, math.inf, "a whole number"),
@@ -120,14 +117,11 @@ NUMBERS = (  # settings, their kind, least and largest value, and the same in wo
 
 
 def check_config(cfg: SimpleNamespace) -> None:
-    """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours.
-
-    Paths become text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load.
-    """
+    """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours; paths become
+    text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load."""
     for name in ("data_root", "out_dir", "checkpoint"):
         if getattr(cfg, name) is not None:
-            path = str(getattr(cfg, name))
-            setattr(cfg, name, str(Path(path).expanduser()) if path.startswith("~") else path)
+            setattr(cfg, name, os.path.expanduser(getattr(cfg, name)))  # noqa: PTH111 ("./data" stays as it is)
 
     def require(name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -136,11 +130,8 @@ def check_config(cfg: SimpleNamespace) -> None:
     for names, kind, least, largest, expected in NUMBERS:
         for name in names.split():
             value = getattr(cfg, name)
-            require(name, isinstance(value, kind) and least <= value <= largest, expected)
-    for name, least in (("patch_stride", 1), ("train_size", 2)):
-        value = getattr(cfg, name)
-        expected = f"a whole number, at least {least}, or None"
-        require(name, value is None or (isinstance(value, Integral) and value >= least), expected)
+            optional = value is None and name in ("patch_stride", "train_size")
+            require(name, optional or (isinstance(value, kind) and least <= value <= largest), expected)
     # what depends on another setting
     stride = cfg.patch_stride or cfg.patch_size
     require("pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
@@ -151,11 +142,6 @@ def check_config(cfg: SimpleNamespace) -> None:
     require("patch_size", fits, f"a divisor of img_size ({cfg.img_size}), or a patch_stride below it")
     require("embed_dim", cfg.embed_dim % cfg.num_heads == 0, f"a multiple of num_heads ({cfg.num_heads})")
     require("batch_size", cfg.batch_size % 2 == 0, "an even number, since MixUp and CutMix pair images")
-
-
-# Settings that a run may be resumed with other values of: they say where, how fast and how long, not what is trained.
-MAY_CHANGE = {"preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"}
-MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:

@@ -1,10 +1,6 @@
 """A training step made ready for its device: the batch in as many parts as memory asks for, the model's blocks
 compiled, and on CUDA all of the step recorded as one graph (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs",
-and torch.cuda.CUDAGraph), which the host starts with a single call instead of a thousand.
-
-    step = prepare(run, train_step, example)  # leaves the run as it was
-    result = step(images, targets)
-"""
+and torch.cuda.CUDAGraph), which the host starts with a single call instead of a thousand."""
 
 from __future__ import annotations
 
@@ -23,14 +19,12 @@ from helpers.vit.checkpoint import get_rng_state, set_rng_state
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
-def prepare(
-    run: Any, train_step: Callable[[Any, Tensor, Tensor], Tensor], example: Callable[[], tuple[Tensor, Tensor]]
-) -> Step:
+def prepare(run: Any, train_step: Callable[..., Tensor], example: Callable[[], tuple[Tensor, Tensor]]) -> Step:
     """Return `train_step(run, images, targets)` as a function of a batch shaped like that of `example()`, and set
-    `run.parts` and `run.forward` to what this device and these processes allow.
+    `run.parts` and `run.forward` to what this device and these processes allow; else leaves the run as it was.
 
-    `run.optimizer` is a fused AdamW, `run.model` has `blocks`. Prints a line for whatever is not possible here; the
-    result is the same, slower. Raises `torch.OutOfMemoryError` where not even single images fit.
+    Prints a line for whatever is not possible here; the result is the same, slower. Raises `torch.OutOfMemoryError`
+    where not even single images fit.
     """
     eager = partial(train_step, run)
     run.model.train()
@@ -47,8 +41,7 @@ def prepare(
 
 
 def epoch_order(run: Any) -> Tensor:
-    """Draw the order of an epoch, int64 [steps, batch_size], without the incomplete last batch; of several processes
-    all follow what the first one draws, and draw everything else by seeds of their own."""
+    """Draw an epoch's order, int64 [steps, batch_size], one for all processes; all else each draws by its own seed."""
     order = distributed.broadcast(torch.randperm(len(run.train)))
     if not distributed.is_main():
         seed_everything(distributed.own_seed(run.cfg.seed, run.step))
@@ -56,8 +49,7 @@ def epoch_order(run: Any) -> Tensor:
 
 
 def stop_if_lost(run: Any, results: list[Tensor]) -> None:
-    """Raise `FloatingPointError` where none of the last ten steps' gradients were finite; `results` are this epoch's so
-    far, those of the one before are in `run.recent`."""
+    """Raise `FloatingPointError` where none of the last ten steps, `results` the latest, had finite gradients."""
     last = (run.recent + results)[-10:]
     if len(last) == 10 and not torch.stack(last)[:, 1].isfinite().any():
         raise FloatingPointError(
@@ -67,7 +59,7 @@ def stop_if_lost(run: Any, results: list[Tensor]) -> None:
 
 
 def epoch_row(run: Any, results: list[Tensor], clock: Callable[[], float]) -> dict[str, float]:
-    """Sum an epoch up: what its steps returned, and by `clock` how long they took; counts them into `run`."""
+    """Sum up what an epoch's steps returned, and by `clock` how long they took; counts them into `run`."""
     stop_if_lost(run, results)  # waits for the device, so that the clock is right
     seconds = clock()
     run.recent = (run.recent + results)[-10:]
@@ -153,12 +145,12 @@ def _graphed(run: Any, eager: Step, images: Tensor, targets: Tensor) -> Step:
         problem = _difference(run, eager, step, images, targets)
     except Exception as error:  # what cannot be recorded is known only once it is tried
         problem = (str(error).strip() or repr(error)).splitlines()[0]
-    if not problem:
-        print("each training step is one CUDA graph")
-        return step
-    print(f"training without a CUDA graph: {problem}")
-    torch.cuda.synchronize()
-    return eager
+    if problem:
+        print(f"training without a CUDA graph: {problem}")
+        torch.cuda.synchronize()
+        return eager
+    print("each training step is one CUDA graph")
+    return step
 
 
 def _capture(eager: Step, images: Tensor, targets: Tensor) -> Step:
@@ -185,19 +177,16 @@ def _capture(eager: Step, images: Tensor, targets: Tensor) -> Step:
 
 def _difference(run: Any, eager: Step, graphed: Step, images: Tensor, targets: Tensor) -> str:
     """Difference of a graphed step from an eager one, from the present weights, beyond rounding; empty if none."""
-    results, weights, start = [], [], _flat(run.model)
+    flat = torch.nn.utils.parameters_to_vector
+    results, weights, start = [], [], flat(run.model.parameters()).detach()
     for step in (eager, graphed):
         with rehearsal(run):
             torch.manual_seed(0)  # the same blocks are dropped
             results.append(step(images, targets).tolist())
-            weights.append(_flat(run.model))
+            weights.append(flat(run.model.parameters()).detach())
     (expected, got), moved = results, (weights[0] - start).norm()
     close = all(a == b or abs(a - b) <= 1e-2 * abs(a) + 1e-4 for a, b in zip(expected, got, strict=True))
     # AdamW moves a weight whose gradient is nearly 0 by its sign, which rounding may turn: hence not each on its own.
     if close and (weights[1] - weights[0]).norm() <= 0.1 * moved:
         return ""
     return f"its loss and gradient norm were {got}, {expected} without, and weights differ by more than rounding"
-
-
-def _flat(model: torch.nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])

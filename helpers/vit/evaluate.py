@@ -18,8 +18,8 @@ from helpers.vit.data import Split
 def shifted_views(images: Tensor, shift: int) -> Tensor:
     """Views of uint8 `[B, C, H, W]` for test-time augmentation: `[V, B, C, H, W]`, the first one the images themselves.
 
-    `shift=0`: only that one. Otherwise also moved by 1..`shift` pixels along both diagonals (borders reflected), and
-    each of them mirrored: V = 2 (1 + 2 `shift`), as in Jordan's airbench (arXiv 2404.00498, section 3.5).
+    With `shift` above 0 also moved by 1..`shift` pixels along both diagonals (borders reflected), and each of them
+    mirrored: V = 2 (1 + 2 `shift`), as in Jordan's airbench (arXiv 2404.00498, section 3.5).
     """
     if not shift:
         return images[None]
@@ -34,10 +34,8 @@ def shifted_views(images: Tensor, shift: int) -> Tensor:
 def predict(
     model: nn.Module, images: Tensor, prepare: Callable[[Tensor], Tensor], compute: Compute, shift: int = 0
 ) -> Tensor:
-    """Class probabilities float32 `[V, N, classes]` on the CPU, one row of V per view of `shifted_views`.
-
-    `prepare` maps uint8 `[B, 3, H, W]` to the model's input. Leaves the model in evaluation mode.
-    """
+    """Class probabilities float32 `[V, N, classes]` on the CPU, one row of V per view of `shifted_views`; `prepare`
+    maps uint8 `[B, 3, H, W]` to the model's input."""
     model.eval()
     parts = []
     for chunk in images.split(500):
@@ -48,11 +46,6 @@ def predict(
     return torch.cat(parts, dim=1)
 
 
-def count_right(probabilities: Tensor, labels: Tensor) -> int:
-    """Number of rows of `[N, classes]` whose largest entry is the label's."""
-    return int((probabilities.argmax(-1) == labels.cpu()).sum())
-
-
 def held_out_accuracy(
     model: nn.Module, held_out: Split, prepare: Callable[[Tensor], Tensor], compute: Compute
 ) -> float | None:
@@ -61,17 +54,18 @@ def held_out_accuracy(
         return None
     part = distributed.shard(len(held_out))
     images, labels = held_out.images[part], held_out.labels[part]
-    right = count_right(predict(model, images, prepare, compute)[0], labels) if len(images) else 0
-    return 100 * distributed.all_reduce_sum(torch.tensor(right, device=compute.device)).item() / len(held_out)
+    guesses = predict(model, images, prepare, compute)[0].argmax(-1) if len(images) else labels.cpu()
+    right = (guesses == labels.cpu()).sum().to(compute.device)
+    return 100 * distributed.all_reduce_sum(right).item() / len(held_out)
 
 
 def report(
     views: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> tuple[dict[str, Any], np.ndarray, list[dict[str, float]]]:
     """Test results from the probabilities `[V, N, classes]` of V views, of which the first is the images themselves:
-    what run_summary.json says of them (in percent; the accuracies are also printed), the confusion matrix (counts
-    int64 `[classes, classes]`, rows are the true class), and the bins of `calibration`."""
-    plain, tta = (100 * count_right(seen, labels) / len(labels) for seen in (views[0], views.mean(0)))
+    what run_summary.json says of them (in percent), the confusion matrix (counts int64 `[classes, classes]`, rows are
+    the true class), and the bins of `calibration`."""
+    plain, tta = (100 * (p.argmax(-1) == labels.cpu()).double().mean().item() for p in (views[0], views.mean(0)))
     several = len(views) > 1
     print(f"test accuracy {plain:.2f} %" + (f", {tta:.2f} % with TTA over {len(views)} views" if several else ""))
     pairs = labels.cpu() * len(classes) + views[0].argmax(-1)
@@ -95,21 +89,13 @@ def calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[dict
     confidence, predicted = probabilities.double().max(-1)
     index = (confidence * 15).ceil().long().clamp(1, 15) - 1
     count = torch.bincount(index, minlength=15)
-    weights = confidence, (predicted == labels.cpu()).double()
-    sure, right = (torch.bincount(index, values, 15) / count.clamp(min=1) for values in weights)
+    sure = torch.bincount(index, confidence, 15) / count.clamp(min=1)
+    right = torch.bincount(index, (predicted == labels.cpu()).double(), 15) / count.clamp(min=1)
     share = count / len(labels)
     error = 100 * (share * (sure - right).abs()).sum().item()
     return error, [{"accuracy": a, "share": b} for a, b in zip(right.tolist(), share.tolist(), strict=True)]
 
 
-def most_confident_mistakes(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Indices int64 of up to `count` wrongly classified rows, the surest one first."""
-    confidence, predicted = probabilities.max(-1)
-    order = confidence.argsort(descending=True, stable=True)
-    return order[(predicted != labels.cpu())[order]][:count]
-
-
 def first_of_each_class(labels: Tensor) -> list[int]:
     """Indices of the first image of every class that has any, by class."""
-    order, values = labels.argsort(stable=True), labels.unique()
-    return order[torch.searchsorted(labels[order], values)].tolist()
+    return [int((labels == label).nonzero()[0]) for label in labels.unique()]

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers.common.figures import PALETTE, image_grid, new_figure
-from helpers.vit.evaluate import most_confident_mistakes
 from helpers.vit.image_set import ImageSet
 
 
@@ -30,12 +29,10 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
     left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
     left.set(title="Training loss (on augmented images)", xlabel="epoch", ylabel="cross-entropy (nats)")
     for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
-        points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
-        if points:
-            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        accuracy = np.array([row[key] for row in history], float)  # None, where no images are held out, is NaN
+        right.plot(epochs, accuracy, marker="o", markersize=3, label=label)
     right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
-    if right.lines:
-        right.legend(frameon=False)
+    right.legend(frameon=False)
     return figure
 
 
@@ -63,8 +60,7 @@ def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
     figure, (left, right) = new_figure(10, 4, 1, 2)
     width = 1 / len(bins)
     centres = (np.arange(len(bins)) + 0.5) * width
-    filled = [i for i, entry in enumerate(bins) if entry["share"] > 0]
-    left.bar(centres[filled], [bins[i]["accuracy"] for i in filled], width * 0.9, label="measured")
+    left.bar(centres, [entry["accuracy"] for entry in bins], width * 0.9, label="measured")
     left.plot([0, 1], [0, 1], "--", color="0.3", label="perfectly calibrated")
     left.set(title=f"Calibration, ECE {error:.1f} %", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False)
@@ -81,9 +77,11 @@ def pictures(images: Tensor, titles: Sequence[str], title: str) -> Figure:
 
 def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
     """The `count` test images wrongly classified by `[N, classes]` with the largest confidence, surest first."""
-    worst, names = most_confident_mistakes(probabilities, dataset.test_labels, count), dataset.classes
-    rows = zip(*probabilities[worst].max(-1), dataset.test_labels[worst], strict=True)
-    titles = [f"{names[guess]} {100 * sure:.0f} %\nis {names[true]}" for sure, guess, true in rows]
+    confidence, guesses = probabilities.max(-1)
+    order = confidence.argsort(descending=True, stable=True)
+    worst = order[(guesses != dataset.test_labels)[order]][:count]
+    rows = zip(confidence[worst], guesses[worst], dataset.test_labels[worst], strict=True)
+    titles = [f"{dataset.classes[guess]} {100 * sure:.0f} %\nis {dataset.classes[true]}" for sure, guess, true in rows]
     return pictures(dataset.test_images[worst], titles, "Most confident mistakes")
 
 

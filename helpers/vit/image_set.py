@@ -19,7 +19,6 @@ from helpers.common.files import DataError, some
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
-HOLD_OUT_SEED = 0  # which labelled images become the test set where there is none; fixed, so that runs compare
 
 
 class Table(NamedTuple):
@@ -32,8 +31,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Training and test images in memory, on the CPU, in the order of their source: class folders give one class
-    after the other."""
+    """Training and test images in memory, on the CPU, in the order of their source."""
 
     train_images: Tensor  # uint8 [N, 3, 32, 32], RGB, contiguous
     train_labels: Tensor  # int64 [N], 0 … 9
@@ -52,78 +50,67 @@ def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, left_out: Sequence[Path] = ()) -> ImageSet:
-    """The set of the tables of "train" and "test"; without "test" a fifth of the images is held out for it.
+    """Join the tables of "train" and "test"; without "test" a fifth of the images is held out for it.
 
     Raises `DataError` for images and labels that are not CIFAR-10's, too many of them, or a class without any.
     """
-    parts, kinds, notes = [], Counter(), []
+    parts, kinds, notes = {}, Counter(), []
     for split, group in tables.items():
-        if isinstance(group[0].images, list):
-            images, found = _decode_all(group, split)
-            kinds += found
-        else:
-            images = np.concatenate([_checked_pixels(*table) for table in group])
-        parts.append((images, np.concatenate([_checked_labels(*table) for table in group])))
-    counts = [("training", len(parts[0][1]), 50_000), ("test", len(parts[-1][1]), 10_000)]
-    held_out = "test" not in tables
-    if held_out:
-        counts = [("labelled", len(parts[0][1]), 50_000)]
-        parts = _hold_out_a_fifth(*parts[0])
-        notes.append(
-            "its test images have no labels: the test set here is one fifth of the labelled images "
-            f"({len(parts[1][1]):,} of {counts[0][1]:,}, stratified, seed {HOLD_OUT_SEED}), so accuracies are not "
-            "those on CIFAR-10's own test set"
-        )
+        files = isinstance(group[0].images, list)
+        images = _decode_all(group, split, kinds) if files else np.concatenate([_checked_pixels(t) for t in group])
+        parts[split] = images, np.concatenate([_checked_labels(table) for table in group])
 
-    for split, (_, labels) in zip(("training", "test"), parts, strict=True):
+    # more images than CIFAR-10 has are another data set, fewer are a part of it
+    held_out, partly = "test" not in parts, []
+    for split, (_, labels) in parts.items():
+        most = {"train": 50_000, "test": 10_000}[split]
+        have = f"{len(labels):,} of {most:,} {'labelled' if held_out else split} images"
+        if len(labels) > most:
+            raise DataError(f"{path}: {have} in CIFAR-10. Is it another data set?")
+        partly += [have] if len(labels) < most else []
+    if partly:
+        notes.append(f"part of CIFAR-10: {' and '.join(partly)}")
+    if held_out:
+        parts = _hold_out_a_fifth(*parts["train"])
+        few, total = len(parts["test"][1]), sum(len(labels) for _, labels in parts.values())
+        notes.append(f"no labels of test images: {few:,} of {total:,} labelled ones, a fifth, are the test set instead")
+    for split, (_, labels) in parts.items():
         empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
         if empty:
             raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
-    for what, have, full in counts:
-        if have > full:
-            raise DataError(f"{path}: {have:,} {what} images, but CIFAR-10 has {full:,}. Is it another data set?")
-
-    partly = [f"{have:,} of {full:,} {what} images" for what, have, full in counts if have < full]
-    if partly:
-        notes.insert(0, f"part of CIFAR-10: {' and '.join(partly)}")
     if kinds["JPEG"]:
-        notes.append(
-            f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG: their pixels, and so accuracies, are not "
-            "exactly those of the original CIFAR-10"
-        )
+        notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not CIFAR-10's exact pixels")
     if left_out:
         notes.append(f"{len(left_out):,} files that are no PNG or JPEG were left out: {some(left_out, 3)}")
     source = f"{path} ({layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
-    return ImageSet(*tensors(*parts[0]), *tensors(*parts[1]), CLASSES, "CIFAR-10", source, tuple(notes), held_out)
+    train, test = tensors(*parts["train"]), tensors(*parts["test"])
+    return ImageSet(*train, *test, CLASSES, "CIFAR-10", source, tuple(notes), held_out)
 
 
-def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(images, labels) of those that stay, and of a fifth of each class."""
-    test, rng = np.zeros(len(labels), dtype=bool), np.random.default_rng(HOLD_OUT_SEED)
+def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    test, rng = np.zeros(len(labels), dtype=bool), np.random.default_rng(0)  # fixed, so that runs compare
     for label in range(10):
         members = rng.permutation(np.flatnonzero(labels == label))
         test[members[: max(1, len(members) // 5)]] = True
-    return [(images[chosen], labels[chosen]) for chosen in (~test, test)]
+    return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
-def _checked_pixels(values: object, _: object, where: str) -> np.ndarray:
+def _checked_pixels(table: Table) -> np.ndarray:
     """uint8 [N, 3, 32, 32] from an array of whole numbers from 0 to 255 in any of the usual shapes."""
+    values = table.images
     shape = getattr(values, "shape", ())[1:]
-    if shape not in PIXEL_SHAPES:
+    usual = shape in PIXEL_SHAPES and values.dtype.kind in "iu"
+    if not usual or (values.size and not 0 <= values.min() <= values.max() <= 255):
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise DataError(f"{where}: the images are {got}, expected [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3].")
-    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() <= 255):
-        got = f"{values.dtype} from {values.min()} to {values.max()}"
-        raise DataError(f"{where}: the images are {got}. Save the pixels as uint8, 0 … 255, not normalised.")
+        expected = "whole numbers from 0 to 255 (not normalised) as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
+        raise DataError(f"{table.where}: the images are {got}, expected {expected}.")
     return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
 
 
-def _checked_labels(images: Sequence[object], values: object, where: str) -> np.ndarray:
-    """int64 [N] from what a file holds as labels of N images."""
-    try:
-        labels = np.asarray(values)
-    except ValueError as error:  # lists of unequal length
-        raise DataError(f"{where}: labels are no flat list of numbers.") from error
+def _checked_labels(table: Table) -> np.ndarray:
+    """Integers [N] from what a file holds as labels of N images."""
+    images, values, where = table
+    labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
@@ -138,34 +125,31 @@ def _checked_labels(images: Sequence[object], values: object, where: str) -> np.
     return labels.astype(np.int64)
 
 
-def _decode_all(group: Sequence[Table], what: str) -> tuple[np.ndarray, Counter[str]]:
-    """(uint8 [N, 3, 32, 32], how many images of each kind) of tables of image files, in their order."""
+def _decode_all(group: Sequence[Table], split: str, kinds: Counter[str]) -> np.ndarray:
+    """uint8 [N, 3, 32, 32] of tables of image files, in their order; counts their `kinds`."""
     sources = [source for table in group for source in table.images]
     names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
     Image.preinit()  # once, before the threads do
-    few = len(sources) < 5_000  # decoded in a second: a bar would only flicker
-    results = thread_map(_decode, sources, max_workers=16, desc=f"reading {what}", unit="img", disable=few)
+    results = thread_map(_decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if problems:
         raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
-    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2), Counter(kind for _, kind in results)
+    kinds.update(kind for _, kind in results)
+    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2)
 
 
 def _decode(source: Path | bytes) -> tuple[np.ndarray, str] | str:
     """(uint8 [32, 32, 3], "PNG" or "JPEG") of one image, or what is wrong with it."""
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        if not data:
-            return "is empty"
+        data = source.read_bytes() if isinstance(source, Path) else source
+        if not isinstance(data, bytes):
+            return f"is {type(data).__name__}, not the bytes of a PNG or JPEG"
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if image.size != (32, 32):  # before decoding: an image may be huge
                 return "is {}x{} pixels, not 32x32".format(*image.size)
             if image.mode[0] in "IF":
                 return f"has mode {image.mode}, more than 8 bits a pixel"
-            kind = "PNG" if image.format == "PNG" else "JPEG"
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.asarray(image.convert("RGB")), kind
+            return np.asarray(image.convert("RGB")), "PNG" if image.format == "PNG" else "JPEG"
     except UnidentifiedImageError:
         return "is no readable PNG or JPEG"
     except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)

@@ -350,7 +350,8 @@ def hardness(args: argparse.Namespace) -> list[dict]:
             row = {"images": part, "beside crop and flip": name, "n": len(split)}
             for who, x in (("q1", q1.augment(split.images, cfg, scale)), ("timm", torch.stack(theirs))):
                 seen = evaluate.predict(model, x, lambda x: x, compute)[0]
-                row[f"{who}, % right"] = round(evaluate.accuracy(seen, split.labels), 2)
+                right = (seen.argmax(-1) == split.labels).double().mean().item()
+                row[f"{who}, % right"] = round(100 * right, 2)
             rows.append(row)
             print(row, flush=True)
     return rows

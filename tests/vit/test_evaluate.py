@@ -1,12 +1,15 @@
 """Predictions and what is read from them, against scikit-learn, plain loops and hand-made cases."""
 
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from helpers.common.device import Compute, pick_compute
-from helpers.vit import evaluate
+from helpers.vit import evaluate, figures
 from helpers.vit.data import Split
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
@@ -82,11 +85,15 @@ def test_predictions_keep_order_over_batches():
     torch.testing.assert_close(views[1], model(images.flip(-1) / 255).softmax(-1))
 
 
-def test_most_confident_mistakes():
+def test_mistakes_are_shown_the_surest_first():
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.05, 0.95]])
-    labels = torch.tensor([1, 0, 0, 0])
-    assert evaluate.most_confident_mistakes(probabilities, labels, 2).tolist() == [3, 0]
-    assert evaluate.most_confident_mistakes(probabilities, labels, 9).tolist() == [3, 0, 2]
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 0, 0])
+    dataset = SimpleNamespace(test_images=images, test_labels=labels, classes=("cat", "dog"))
+    for count, surest in ((2, ["95", "90"]), (9, ["95", "90", "70"])):
+        figure = figures.mistakes(dataset, probabilities, count)
+        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        assert [title.split()[1] for title in titles] == surest and titles[0].startswith("dog 95 %\nis cat")
+        plt.close(figure)
 
 
 def test_accuracy_of_held_out_images_is_that_of_the_predictions():
