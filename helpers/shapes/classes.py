@@ -1,7 +1,5 @@
 """The ten-class image set that stands in where no CIFAR-10 is found."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.shapes.draw import SHAPES, coverage, disc, value_noise
@@ -63,11 +61,8 @@ def _draw(rng, labels):
 
 
 def make_shapes(n, seed):
-    """Draw n images with one shape each, among gradients, texture, clutter and noise: uint8 [n, 3, 32, 32] in RGB, and
-    labels int64 [n], which index `SHAPES`, evenly and in random order.
-
-    The colours say nothing about the class, and every class keeps its meaning in a mirror.
-    """
+    """Draw n images of one shape each, uint8 [n, 3, 32, 32] in RGB, and their labels, int64 [n], which index `SHAPES`,
+    evenly and in random order. Colours say nothing about the class, and every class keeps its meaning in a mirror."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % len(SHAPES))
     images = [_draw(rng, labels[start : start + _CHUNK]) for start in range(0, n, _CHUNK)]

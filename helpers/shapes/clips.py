@@ -1,14 +1,12 @@
 """Clips: scenes in motion."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from helpers.shapes.draw import patch
-from helpers.shapes.scenes import MIN_DIAMETER, any_kind, background, draw_kinds, outline_like, shade_of
+from helpers.shapes.scenes import any_kind, background, draw_kinds, outline_like, shade_of
 
 
 @dataclass
@@ -52,16 +50,7 @@ def _path(rng, frames, diameter, height, width, motion):
 
 
 def make_clip(
-    seed,
-    height,
-    width,
-    frames,
-    objects=(2, 4),
-    min_diameter=MIN_DIAMETER,
-    max_share=0.4,
-    occluders=(0, 1),
-    motions=None,
-    alike=0.6,
+    seed, height, width, frames, objects=(2, 4), min_diameter=24, max_share=0.4, occluders=(0, 1), motions=(), alike=0.6
 ):
     """Draw a clip: objects, no two of one shape and colour, move over one another, some into the picture or out of it,
     turn and grow a little, before a still background and behind posts of a muted colour.

@@ -1,10 +1,5 @@
-"""The renderer of the drawn world, in NumPy: shapes, colours, textures.
-
-Every shape is a signed distance function in a unit frame (x to the right, y up, the shape inside the circle of radius 1
-and touching it); `coverage` turns distances into anti-aliased pixels.
-"""
-
-from __future__ import annotations
+"""The renderer of the drawn world, in NumPy: shapes, colours, textures. Every shape is a signed distance function in a
+unit frame (x to the right, y up, the shape inside the circle of radius 1 and touching it)."""
 
 import math
 from itertools import cycle
@@ -91,7 +86,7 @@ def _signed_distance(shape, x, y):
 
 def coverage(shape, columns, rows, cx, cy, size, angle):
     """Share of each pixel that a shape covers, float32 [..., H, W]. `columns` [W] and `rows` [H] are pixel indices; the
-    others, as in `shape_mask`, are scalars or arrays [n, 1, 1], one object an image."""
+    others, as in `patch`, are scalars or arrays [n, 1, 1], one object an image."""
     turn, radius = np.deg2rad(angle), np.asarray(size) / 2
     cos, sin = (np.asarray(f(turn) / radius, np.float32) for f in (np.cos, np.sin))
     right = np.asarray(columns + 0.5 - cx, np.float32)  # [..., 1, W]
@@ -103,25 +98,17 @@ def coverage(shape, columns, rows, cx, cy, size, angle):
 
 
 def patch(shape, height, width, cx, cy, size, angle):
-    """The rows and columns, as slices, of the canvas that a shape can touch, and their coverage; see `shape_mask`."""
-    reach = size / 2 + 1
-    left, right = (min(max(math.floor(cx + d), 0), width) for d in (-reach, reach + 1))
-    top, bottom = (min(max(math.floor(cy + d), 0), height) for d in (-reach, reach + 1))
-    alpha = coverage(shape, np.arange(left, right), np.arange(top, bottom), cx, cy, size, angle)
-    return slice(top, bottom), slice(left, right), alpha
-
-
-def shape_mask(shape, height, width, cx, cy, size, angle=0.0):
-    """How much of each pixel a shape covers: float32 [height, width] in [0, 1], anti-aliased.
+    """The rows and columns, as slices, of the canvas that a shape can touch, and their coverage, float32 [h, w].
 
     cx, cy: its centre in pixels from the canvas's top left corner (a pixel's own centre is at +0.5); may lie outside.
     size: diameter in pixels of the circle around it. angle: degrees counter-clockwise as seen; at 0 the shapes stand
     upright or point up, but for an arrow, which points to the right, and a crescent, which opens to the right.
     """
-    mask = np.zeros((height, width), np.float32)
-    rows, columns, alpha = patch(shape, height, width, cx, cy, size, angle)
-    mask[rows, columns] = alpha
-    return mask
+    reach = size / 2 + 1
+    left, right = (min(max(math.floor(cx + d), 0), width) for d in (-reach, reach + 1))
+    top, bottom = (min(max(math.floor(cy + d), 0), height) for d in (-reach, reach + 1))
+    alpha = coverage(shape, np.arange(left, right), np.arange(top, bottom), cx, cy, size, angle)
+    return slice(top, bottom), slice(left, right), alpha
 
 
 def value_noise(rng, n, cells, height, width):

@@ -1,7 +1,5 @@
 """Scenes of several objects, with their masks."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -84,26 +82,20 @@ def background(rng, height, width):
             if rng.random() < 0.7:  # mostly of brightness: colour varies less in what a camera sees
                 texture = texture[..., :1] + 0.2 * texture
             image += rng.uniform(5, 40) * texture
-    if rng.random() < 0.5:
-        _add_strokes(rng, image)
+    strokes = rng.integers(0, 4) if rng.random() < 0.5 else 0
+    for _ in range(strokes):  # thin lines, from border to border
+        turn, thickness = rng.uniform(0, np.pi), rng.uniform(0.5, max(1.0, min(height, width) / 60))
+        across, down = (np.arange(side, dtype=np.float32) + 0.5 for side in (width, height))
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        distance = np.abs((across - x) * np.float32(np.sin(turn)) - (down[:, None] - y) * np.float32(np.cos(turn)))
+        alpha = np.clip(thickness + 0.5 - distance, 0, 1)[..., None] * np.float32(rng.uniform(0.3, 1))
+        image += alpha * (rng.uniform(0, 255, 3).astype(np.float32) - image)
     return image
 
 
 def _noise(rng, cells, height, width):
     """`value_noise` for one image, float32 [H, W, 3]."""
     return value_noise(rng, 1, cells, height, width)[0].transpose(1, 2, 0)
-
-
-def _add_strokes(rng, image):
-    """Draw up to three thin lines of any colour, from border to border."""
-    height, width = image.shape[:2]
-    rows, columns = np.arange(height, dtype=np.float32)[:, None] + 0.5, np.arange(width, dtype=np.float32) + 0.5
-    for _ in range(rng.integers(0, 4)):
-        turn, thickness = rng.uniform(0, np.pi), rng.uniform(0.5, max(1.0, min(height, width) / 60))
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        distance = np.abs((columns - x) * np.float32(np.sin(turn)) - (rows - y) * np.float32(np.cos(turn)))
-        alpha = np.clip(thickness + 0.5 - distance, 0, 1)[..., None] * np.float32(rng.uniform(0.3, 1))
-        image += alpha * (rng.uniform(0, 255, 3).astype(np.float32) - image)
 
 
 def any_kind(rng):
@@ -136,7 +128,7 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
     rng = np.random.default_rng(seed)
     image = background(rng, height, width)
     largest = max(max_share * min(height, width), min_diameter)
-    placed, whole_areas = [], []
+    placed = []  # objects, each with the area of all of it
     for shape, colour in draw_kinds(rng, rng.integers(objects[0], objects[1] + 1)):
         for _ in range(12):  # tries to find a place; crowded images may hold fewer objects
             diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
@@ -146,12 +138,9 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
             covered, shade = alpha >= 0.5, shade_of(rng, colour)
             contrast = np.abs(image[rows, columns][covered] - shade).sum(1).mean()
             # what would be left of each object before, as a share of all of it
-            seen = [
-                (np.count_nonzero(other.mask) - np.count_nonzero(other.mask[rows, columns] & covered)) / area
-                for other, area in zip(placed, whole_areas, strict=True)
-            ]
+            left = [(other.mask.sum() - (other.mask[rows, columns] & covered).sum()) / area for other, area in placed]
             # An object of the colour behind it cannot be told from it, nor one that hides another almost wholly.
-            if contrast > 130 and all(share > 0.6 for share in seen):
+            if contrast > 130 and all(share > 0.6 for share in left):
                 break
         else:
             continue
@@ -163,10 +152,9 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
         image[rows, columns] += alpha[..., None] * (paint - image[rows, columns])
         mask = np.zeros((height, width), bool)
         mask[rows, columns] = covered
-        for other in placed:
+        for other, _ in placed:
             other.mask &= ~mask
-        placed.append(SceneObject(shape, colour, diameter, mask))
-        whole_areas.append(np.count_nonzero(covered))
+        placed.append((SceneObject(shape, colour, diameter, mask), covered.sum()))
     if rng.random() < 0.4:
         image += rng.uniform(2, 14) * rng.standard_normal(image.shape, np.float32)
-    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), placed)
+    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), [item for item, _ in placed])

@@ -10,11 +10,12 @@ from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from drawing import shape_mask
 from helpers.segment.examples import draw_example_clip, draw_examples
 from helpers.segment.video import VideoReader
 from helpers.shapes.classes import make_shapes
 from helpers.shapes.clips import make_clip
-from helpers.shapes.draw import COLOURS, SHAPES, shape_mask
+from helpers.shapes.draw import COLOURS, SHAPES
 
 
 def crescent_area(distance, radius):
