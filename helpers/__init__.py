@@ -34,5 +34,5 @@ segment   q2's
 shapes    the drawn world of both
   draw           the renderer: shapes, colours, textures
   classes        the ten classes that stand in where no CIFAR-10 is found
-  scenes, clips  objects with their masks and the phrases that name them; the same in motion
+  scenes, clips  several objects with their masks; the same in motion
 """

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 
 import nbload  # noqa: F401 (for them)
+from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path
 from helpers.shapes.scenes import Scene, make_scene
 
@@ -59,7 +60,7 @@ def draw_sample(
     shrink = cv2.INTER_AREA if tall * wide > height * width else cv2.INTER_LINEAR
     image = cv2.resize(image, (width, height), interpolation=shrink)
     masks = [cv2.resize(item.mask.astype(np.float32), (width, height), interpolation=shrink) for item in scene.objects]
-    boxes = np.array([item.box for item in scene.objects], np.float32).reshape(-1, 4)
+    boxes = np.array([mask_box(item.mask) for item in scene.objects], np.float32).reshape(-1, 4)
     masks = np.array(masks, np.float32).reshape(-1, height, width) >= 0.5
     return Sample(image, masks, boxes / np.array([wide, tall, wide, tall], np.float32), scene)
 

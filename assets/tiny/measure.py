@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from phrases import make_phrases, scene_size
 from PIL import Image, ImageDraw, ImageFilter
 
 from common import ROOT, nbload
 from helpers.common import device, environment
-from helpers.common.boxes import mask_box
 from helpers.segment import clipseg, grounding_dino, sam2_image
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
 from helpers.shapes.draw import COLOURS
-from helpers.shapes.scenes import MIN_DIAMETER, SCENE_SHAPES, Scene, SceneObject, make_phrases, make_scene, scene_size
+from helpers.shapes.scenes import MIN_DIAMETER, SCENE_SHAPES, Scene, SceneObject, make_scene
 
 # Never those of a training, whose generators are seeded with (seed, step).
 STREAM = 20_000_000
@@ -119,7 +119,7 @@ def pillow_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
         else:
             continue
         image.paste(COLOURS[colour], mask=cover)
-        objects.append(SceneObject(str(shape), str(colour), size, mask, mask_box(mask)))
+        objects.append(SceneObject(str(shape), str(colour), size, mask))
     return Scene(np.array(image), objects)
 
 

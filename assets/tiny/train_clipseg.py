@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from phrases import WORDS, make_phrases, scene_size
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
@@ -22,7 +23,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.common.files import atomic_path
 from helpers.shapes.draw import COLOURS
-from helpers.shapes.scenes import SCENE_SHAPES, WORDS, make_phrases, make_scene, scene_size
+from helpers.shapes.scenes import SCENE_SHAPES, make_scene
 
 STAGES = ((96, 7000), (128, 800), (192, 850))  # pixels and steps: what is learned on few patches serves on many
 SIZE, STEPS = STAGES[-1][0], sum(steps for _, steps in STAGES)  # SIZE is also the processor's

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from phrases import WORDS, Phrase, make_phrases
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
@@ -29,7 +30,7 @@ from transformers import (
 
 from common import Optimizers, Sample, draw_sample, normalised, run_steps
 from helpers.shapes.draw import COLOURS
-from helpers.shapes.scenes import SCENE_SHAPES, WORDS, Phrase, make_phrases
+from helpers.shapes.scenes import SCENE_SHAPES
 
 STEPS = 13000
 LEARNING_RATE, MUON_RATE = 1e-3, 2.5e-3

@@ -244,12 +244,10 @@ def draw_crowded(rng: np.random.Generator, size: int, alike: float) -> Sample:
     smallest = SMALLEST * max(high, wide) / size
     clip = make_clip(rng, high, wide, 2, objects=(2, 5), min_diameter=smallest, max_share=0.55, alike=alike)
     t = rng.integers(2)
-    objects = []
-    for item in clip.objects:
-        if _shows(item.masks[t]):
-            box = mask_box(item.masks[t])
-            objects.append(SceneObject(item.shape, item.colour, item.diameter, item.masks[t], box))
-    boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4) / np.array([wide, high] * 2, np.float32)
+    seen = [item for item in clip.objects if _shows(item.masks[t])]
+    objects = [SceneObject(item.shape, item.colour, item.diameter, item.masks[t]) for item in seen]
+    boxes = np.array([mask_box(item.mask) for item in objects], np.float32).reshape(-1, 4)
+    boxes /= np.array([wide, high] * 2, np.float32)
     image = cv2.resize(clip.frames[t], (size, size), interpolation=cv2.INTER_AREA)
     return Sample(image, np.empty((0, size, size), bool), boxes, Scene(clip.frames[t], objects))
 

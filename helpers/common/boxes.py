@@ -1,7 +1,5 @@
 """The box of a mask."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,13 +1,11 @@
 """The device to run on, the precision that suits it, and seeds."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +41,7 @@ class Compute:
 
 
 class Stopwatch:
-    """Seconds of each stage in `seconds`, the device's work included: `with watch("encode"): ...`."""
+    """Keeps the seconds of each stage in `seconds`, the device's work included: `with watch("encode"): ...`."""
 
     def __init__(self, compute: Compute) -> None:
         self.compute, self.seconds = compute, {}
@@ -57,20 +55,14 @@ class Stopwatch:
 
 
 def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bool = False) -> Compute:
-    """Choose cuda, else mps, else cpu, and a precision.
-
-    `amp=True`: bf16 from compute capability 8.0, fp16 below it (a T4 reports bf16 support, but emulates it), float32
-    without a CUDA GPU; with `cpu_bf16` bf16 on a CPU that has instructions for it (without them float32 is faster).
-    `amp=False`: float32. `amp="bf16"`, `"fp16"` or `"fp32"`: that one.
-
-    Raises `RuntimeError` for a GPU that the installed torch has no kernels for, before anything runs on it, and
-    `ValueError` for an `amp` that is none of these.
-    """
+    """Choose cuda, else mps, else cpu, and the precision: the one that `amp` names, float32 for `False`, and for `True`
+    bf16 from compute capability 8.0, fp16 below it (a T4 reports bf16 support, but emulates it), float32 without a CUDA
+    GPU; with `cpu_bf16` bf16 on a CPU that has instructions for it (without them float32 is faster)."""
     if not (amp in (True, False) or amp in PRECISIONS):
         raise ValueError(f"amp={amp!r}: expected True, False or one of {', '.join(PRECISIONS)}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    chosen, best = torch.device(device), "fp32"
+    chosen, name, best = torch.device(device), "Apple GPU", "fp32"
     if chosen.type == "cuda":
         name, capability = torch.cuda.get_device_name(chosen), torch.cuda.get_device_capability(chosen)
         require_kernels(name, capability, torch.cuda.get_arch_list())
@@ -78,8 +70,6 @@ def pick_compute(amp: bool | str = True, device: str | None = None, cpu_bf16: bo
     elif chosen.type == "cpu":
         name = f"CPU, {cpu_name()}, {torch.get_num_threads()} threads"
         best = "bf16" if cpu_bf16 and re.search(r"^flags\s*:.*\b(avx512|amx)_bf16\b", _cpuinfo(), re.M) else "fp32"
-    else:
-        name = "Apple GPU"
     return Compute(chosen, name, amp if isinstance(amp, str) else best if amp else "fp32")
 
 
@@ -90,16 +80,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def compile_if_possible(modules: Iterable[torch.nn.Module], rehearse: Callable[[], object]) -> None:
-    """Have `modules` compiled, in place, when they are called next, which `rehearse()` does once; where that fails, say
-    why and go on without. A lack of memory is not the compiler's failure: `torch.OutOfMemoryError` is passed on."""
-    modules = list(modules)
+def compile_if_possible(modules: Sequence[torch.nn.Module], rehearse: Callable[[], object]) -> None:
+    """Have `modules` compiled, in place, when `rehearse()` calls them; where that fails, say why and go on without."""
     try:
         for module in modules:
             module.compile(dynamic=False)
         rehearse()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
         for module in modules:
             module._compiled_call_impl = None
@@ -108,11 +94,9 @@ def compile_if_possible(modules: Iterable[torch.nn.Module], rehearse: Callable[[
 
 
 def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]) -> None:
-    """Raise `RuntimeError` if no architecture in `arch_list` (`torch.cuda.get_arch_list()`) runs on the GPU.
-
-    A binary `sm_XY` runs on a GPU of the same major version X and a minor version of at least Y; PTX (`compute_XY`) is
-    compiled for any later GPU (CUDA C++ Programming Guide, "Binary compatibility" and "PTX compatibility").
-    """
+    """Raise `RuntimeError` if no architecture in `arch_list` runs on the GPU: a binary `sm_XY` does on one of the same
+    major version X and a minor version of at least Y, PTX (`compute_XY`) is compiled for any later one (CUDA C++
+    Programming Guide, "Binary compatibility" and "PTX compatibility")."""
     for kind, major, minor in re.findall(r"\b(sm|compute)_(\d+)(\d)", " ".join(arch_list)):
         built = int(major), int(minor)
         if capability >= built and (kind == "compute" or capability[0] == built[0]):
@@ -126,8 +110,8 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
 
 def cpu_name() -> str:
     """The processor's model, as the system names it."""
-    models = re.findall(r"model name\s*:\s*(.+)", _cpuinfo())
-    return models[0] if models else platform.processor() or platform.machine()
+    model = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def _cpuinfo() -> str:

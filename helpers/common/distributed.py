@@ -4,92 +4,73 @@ Every process executes the same program. Rank 0 is the main one: what depends on
 and broadcast, since processes that disagree on the next step wait for each other for ever.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Value, Item = TypeVar("Value"), TypeVar("Item")
-TIMEOUT = timedelta(minutes=30)  # of waiting for another process: above a download or a compilation, but finite
-
 
 def start() -> str | None:
-    """Join the other processes of this torchrun (NCCL on GPUs, Gloo on CPUs); returns this one's device, as text.
-
-    `None`, and nothing done, where torchrun's environment is not there or tells of one process. Of the others than
-    rank 0, standard output is discarded from here on; errors go to standard error all the same.
-    Raises `RuntimeError` where the environment is incomplete, or this machine has fewer GPUs than processes.
-    """
+    """Join the other processes of this torchrun (NCCL on GPUs, Gloo on CPUs) and return this one's device, as text;
+    `None` where there are no others. Only rank 0 keeps its standard output."""
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
         return None
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise RuntimeError(f"WORLD_SIZE={world}, but {', '.join(missing)} not set: start with torchrun, or unset it")
     gpus, local_rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if gpus and local_rank >= gpus:
         raise RuntimeError(f"LOCAL_RANK={local_rank}, but torch sees {gpus} GPUs here: --nproc-per-node at most {gpus}")
+    device = torch.device("cuda", local_rank) if gpus else None
     if gpus:
-        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
-    else:
-        device = "cpu"
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+    patience = timedelta(minutes=30)  # with the other processes: above a download or a compilation, but finite
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=patience, device_id=device)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (it lasts as long as the process)
-    return str(device)
+    return str(device or "cpu")
 
 
 def leave() -> None:
     """End every process but rank 0 (`SystemExit` with status 0), which goes on as a single one."""
+    main = is_main()
     if size() > 1:
-        main = is_main()
         barrier()  # so that none takes its connections away while another still needs them
         dist.destroy_process_group()
-        if not main:
-            raise SystemExit(0)
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def rank() -> int:
-    """Number of this process, from 0."""
-    return dist.get_rank() if _joined() else 0
+    if not main:
+        raise SystemExit(0)
 
 
 def size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process prints, draws and writes files."""
+    """Tell whether this process prints, draws and writes files."""
     return rank() == 0
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process."""
+    """Tell whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-# ---- agreement ----
-
-
 def barrier() -> None:
-    """Wait until every process is here; raises torch's error if one has ended, or does not come within `TIMEOUT`."""
+    """Wait until every process is here; raises torch's error if one has ended, or does not come in time."""
     if size() > 1:
         dist.barrier()
 
@@ -105,38 +86,31 @@ def local_rank0_first() -> Iterator[None]:
         barrier()
 
 
-def broadcast(value: Value) -> Value:
+def broadcast(value: Any) -> Any:
     """Rank 0's `value` (anything that can be pickled) in every process."""
-    if size() == 1:
-        return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if size() > 1:
+        dist.broadcast_object_list(box)
     return box[0]
 
 
 def check_same(value: object, what: str) -> None:
     """Raise `ValueError` where `value` is not rank 0's: machines that found different images, say."""
-    first = broadcast(value)
-    if first != value:
+    if value != (first := broadcast(value)):
         raise ValueError(f"process {rank()} has other {what} ({value}) than process 0 ({first}): give all the same")
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum of every process's `tensor`, of the same shape and dtype; on a GPU, without waiting for it."""
-    if size() == 1:
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    if size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` holds in any process."""
-    device = "cuda" if torch.cuda.is_available() and size() > 1 else "cpu"  # as `start` chose the backend
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)))
-
-
-# ---- sharing the work ----
+    """Tell whether `flag` holds in any process."""
+    return any(all_gather([flag]))
 
 
 def own_seed(seed: int, step: int) -> int:
@@ -145,29 +119,22 @@ def own_seed(seed: int, step: int) -> int:
 
 
 def shard(count: int) -> slice:
-    """This process's slice of `count` items; the slices of all follow each other and cover everything.
-
-    Each begins at an even item, so that a batch may be shared unequally.
-    """
+    """This process's slice of `count` items, which begins at an even one; the slices of all cover them in order."""
     begin, end = (count // 2 * k // size() * 2 for k in (rank(), rank() + 1))
     return slice(begin, count if rank() == size() - 1 else end)
 
 
-def share(items: list[Item]) -> list[Item]:
+def share(items: list) -> list:
     """This process's part of a list, every `size()`-th; see `all_gather`."""
     return items[rank() :: size()]
 
 
-def all_gather(parts: list[Item]) -> list[Item]:
+def all_gather(parts: list) -> list:
     """What every process made of its `share`, in the order of the whole list, in every process."""
-    if size() == 1:
-        return parts
-    shares: list[list[Item]] = [[] for _ in range(size())]
-    dist.all_gather_object(shares, parts)
-    whole: list = [None] * sum(map(len, shares))
-    for k, part in enumerate(shares):
-        whole[k :: size()] = part
-    return whole
+    shares = [parts] * size()
+    if size() > 1:
+        dist.all_gather_object(shares, parts)
+    return [shares[i % size()][i // size()] for i in range(sum(map(len, shares)))]
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -1,12 +1,8 @@
 """How figures look, and how they are kept and shown."""
 
-from __future__ import annotations
-
-import csv
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,9 +52,8 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: s
     return figure
 
 
-def finish(figure: Figure, path: Path | str, footer: str) -> Path:
-    """Write what the figure was made from under it, save it as PNG (atomically) and show it; of several processes only
-    the first one does."""
+def finish(figure: Figure, path: Path | str, footer: str) -> None:
+    """Write what the figure was made from under it, save it as PNG and show it; of several processes rank 0 does."""
     if distributed.is_main():
         inches = figure.get_size_inches()
         lines = textwrap.wrap(footer, int(inches[0] * 15))
@@ -69,25 +64,9 @@ def finish(figure: Figure, path: Path | str, footer: str) -> Path:
             figure.savefig(temporary)
         show(figure)
     plt.close(figure)
-    return Path(path)
 
 
 def show(figure: Figure) -> None:
     """Show a figure that is not to be kept."""
     plt.show(block=False)  # in a window of its own a script would wait for it to be closed
     plt.close(figure)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV, numbers as such; none where the file is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> float | str | None:
-    try:
-        return float(text)
-    except ValueError:
-        return text or None

@@ -1,7 +1,5 @@
 """Files that are either whole or not there, and what lies in a folder."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os
@@ -16,8 +14,8 @@ import torch
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and takes `path`'s name, else
-    it is removed, and `path` is as it was. The suffix is kept, since savers choose the format by it."""
+    """Yield a temporary path beside `path`, with its suffix; when the block succeeds it is flushed to disk and takes
+    `path`'s name, else it is removed, and `path` is as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -32,28 +30,24 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def load_plain(path: Path, advice: str) -> Any:
-    """Read tensors and plain containers onto the CPU; nothing in the file is executed.
-
-    Raises `OSError` where it cannot be read, and `ValueError`, whose message ends in `advice`, where it is truncated or
-    nothing of torch's.
-    """
+    """Read tensors and plain containers onto the CPU; nothing in the file is executed. Raises `OSError`, or for a file
+    that is truncated or nothing of torch's `ValueError`, whose message ends in `advice`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # zip, pickle and torch raise half a dozen types for one meaning
-        size = path.stat().st_size  # torch's own words are left out: they advise to execute what is in the file
-        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint{advice}") from error
+    except Exception as error:  # of half a dozen types; torch's own words advise to execute what is in the file
+        raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint{advice}") from error
 
 
 def free_space(path: Path | str) -> str:
-    """Free space of the file system that holds `path`'s folder, as text."""
+    """Free space beside `path`, as text."""
     return f"{shutil.disk_usage(Path(path).parent).free / 2**20:,.0f} MiB"
 
 
 @contextlib.contextmanager
 def dispensable_path(path: Path | str) -> Iterator[Path]:
-    """`atomic_path` for a file that a run can do without: a full disk is a printed warning."""
+    """`atomic_path` for a file that a run can do without: where it cannot be written, a warning is printed."""
     try:
         with atomic_path(path) as temporary:
             yield temporary
@@ -62,7 +56,7 @@ def dispensable_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
-    """Write rows that share their keys atomically; a full disk is a printed warning."""
+    """Write rows that share their keys, by `dispensable_path`."""
     with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
@@ -75,8 +69,7 @@ class DataError(ValueError):
 
 def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries."""
-    folders: dict[str, Path] = {}
-    files: dict[str, Path] = {}
+    folders, files = {}, {}
     with os.scandir(folder) as entries:  # no stat for each of 50,000 files, which a network disk would take minutes for
         for entry in entries:
             if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):

@@ -1,7 +1,5 @@
 """Files of the Hugging Face hub: those in its cache on this machine, and others fetched into it."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Iterable
@@ -25,11 +23,8 @@ def cached(repo_id: str, name: str, repo_type: str = "model") -> Path | None:
 
 
 def fetch(repo_id: str, patterns: Iterable[str], repo_type: str = "model", local_dir: Path | None = None) -> Path:
-    """Fetch what is missing of a repository's files that match `patterns`, and return the folder they are in.
-
-    That is `local_dir`, or a snapshot in the hub's cache. A connection that breaks off is continued a few times. Raises
-    `HubError`: within seconds where there is no internet, and without asking the network where HF_HUB_OFFLINE is set.
-    """
+    """Fetch what is missing of a repository's files that match `patterns`, and return the folder they are in:
+    `local_dir`, or a snapshot in the hub's cache. Raises `HubError`, without internet within seconds."""
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set: unset it and restart the kernel.")
     try:
@@ -43,10 +38,7 @@ def fetch(repo_id: str, patterns: Iterable[str], repo_type: str = "model", local
 
 
 def _ask(repo_id: str, repo_type: str) -> None:
-    """Raise `HubError` unless the hub answers within seconds, and the client's own error where it refuses.
-
-    Where no server answers, the client alone would wait for minutes.
-    """
+    """Raise `HubError` unless the hub answers within seconds, and the client's own error where it refuses."""
     answers: list[Any] = []
 
     def ask() -> None:
@@ -55,16 +47,16 @@ def _ask(repo_id: str, repo_type: str) -> None:
         except Exception as error:
             answers.append(error)
 
-    # a daemon thread, since without internet the look-up of a name can hang for longer than the client's time limit
+    # a daemon thread, since without internet a name's look-up can hang, and the client would wait for minutes
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(ANSWER_TIMEOUT)
-    if answers and isinstance(answers[0], HfHubHTTPError):
-        raise answers[0]
-    if not answers or isinstance(answers[0], Exception):
-        why = reason(answers[0]) if answers else f"no answer within {ANSWER_TIMEOUT:g} s"
+    answer = answers[0] if answers else TimeoutError(f"no answer within {ANSWER_TIMEOUT:g} s")
+    if isinstance(answer, HfHubHTTPError):
+        raise answer
+    if isinstance(answer, Exception):
         step = "Turn it on (on Kaggle under Settings), or give the path of a copy."
-        raise HubError(f"{constants.ENDPOINT} cannot be reached ({why}): no internet? {step}")
+        raise HubError(f"{constants.ENDPOINT} cannot be reached ({reason(answer)}): no internet? {step}")
 
 
 def _explain(error: Exception, repo_id: str, repo_type: str) -> str:
@@ -79,8 +71,6 @@ def _explain(error: Exception, repo_id: str, repo_type: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the first sentence of an error's message, or its type where there is none.
-
-    What follows in torch's messages advises to execute what is in the file.
-    """
+    """Return the first sentence of an error's message (torch's next one advises to execute what is in the file), or its
+    type where there is none."""
     return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")

@@ -11,7 +11,8 @@ from PIL import Image
 from helpers.common.files import atomic_path
 from helpers.segment.video import Silent, VideoWriter
 from helpers.shapes.clips import Clip, make_clip
-from helpers.shapes.scenes import SCENE_SHAPES, make_phrases, make_scene
+from helpers.shapes.draw import COLOURS
+from helpers.shapes.scenes import SCENE_SHAPES, Scene, make_scene
 
 FOLDER_PROMPT = ". ".join(SCENE_SHAPES)
 SIZES = ((480, 640), (640, 480), (360, 640), (512, 512), (800, 1000), (240, 320))  # height, width in pixels
@@ -27,12 +28,25 @@ def draw_examples(folder: Path | str, seed: int) -> tuple[list[Path], str]:
     for i, (height, width) in enumerate(SIZES):
         rng = np.random.default_rng((seed, _STREAM, i))
         scene = make_scene(rng, height, width, objects=(4, 5), min_diameter=min(height, width) / 8)
-        prompt = prompt or ". ".join(phrase.text for phrase in make_phrases(rng, scene, present=5, absent=1))
+        prompt = prompt or _prompt(scene)
         path = Path(folder) / f"shapes-{i + 1}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(scene.image).save(temporary)
         paths.append(path)
     return paths, prompt
+
+
+def _prompt(scene: Scene) -> str:
+    """A phrase for each colour in the scene, and before the last one for a colour that is not there."""
+    phrases, absent = [], []
+    for colour in sorted(COLOURS):
+        shapes = [item.shape for item in scene.objects if item.colour == colour]
+        article = "the" if not phrases else "an" if colour == "orange" else "a"
+        if shapes:
+            phrases.append(f"{article} {colour} {shapes[0] if len(shapes) == 1 else 'shape'}")
+        else:
+            absent.append(f"{colour} cross")
+    return ". ".join([*phrases[:-1], absent[0], *phrases[-1:]])
 
 
 CLIP_FRAMES, CLIP_FPS = 72, 24

@@ -1,7 +1,5 @@
 """The ten-class image set that stands in where no CIFAR-10 is found."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.shapes.draw import SHAPES, coverage, disc, value_noise
@@ -10,12 +8,6 @@ from helpers.shapes.draw import SHAPES, coverage, disc, value_noise
 # Any colour on any colour, with or without full turns, left the same ViT near chance after six epochs.
 _SIZE = 32  # pixels
 _CHUNK = 256  # images drawn at once: their planes fit into a core's cache
-_DIAMETER = (0.55, 0.9)  # of a shape, relative to the image
-_CONTRAST = (90.0, 160.0)  # between a shape's brightness and its background's, of 255
-_TINT = 45.0  # each channel is shifted by up to this, either way, and the mean shift taken out again
-_DARKER = 0.3  # share of the shapes that are darker than their background
-_TURN = 20.0  # most degrees that a shape is turned, either way
-_BLOBS, _LINES = 2, 1  # most pieces of clutter in an image
 
 
 def _clutter(rng, n, longest):
@@ -38,26 +30,26 @@ def _draw(rng, labels):
         return rng.uniform(low, high, (n, 1, 1, 1)).astype(np.float32)
 
     def tint():  # shifts the colour, not the brightness
-        shift = rng.uniform(-_TINT, _TINT, (n, 3, 1, 1)).astype(np.float32)
+        shift = rng.uniform(-45, 45, (n, 3, 1, 1)).astype(np.float32)
         return shift - shift.mean(1, keepdims=True)
 
-    # A dark colour and a bright one, each tinted anyhow, and either of them the shape's.
+    # A dark colour and a bright one, each tinted anyhow; three shapes in ten have the dark one.
     dark = each(20, 80)
-    bright = dark + each(*_CONTRAST)
-    darker = each(0, 1) < _DARKER
+    bright = dark + each(90, 160)
+    darker = each(0, 1) < 0.3
     back, front = np.where(darker, bright, dark) + tint(), np.where(darker, dark, bright) + tint()
 
     image = back + each(0, 50) * value_noise(rng, n, 1, _SIZE, _SIZE)
     image += each(0, 40) * value_noise(rng, n, _SIZE // 4, _SIZE, _SIZE)
-    for k in range(_BLOBS + _LINES):
-        alpha = _clutter(rng, n, longest=0 if k < _BLOBS else _SIZE)[:, None]
+    for longest in (0, 0, _SIZE):
+        alpha = _clutter(rng, n, longest)[:, None]
         # Half of the pieces have the shape's own colour, so that colour alone does not tell the shape's pixels.
         ink = np.where(each(0, 1) < 0.5, front, each(0, 255) + tint())
         image += (each(0, 1) < 0.5) * alpha * (ink - image)
 
-    diameter = rng.uniform(*_DIAMETER, (n, 1, 1)) * _SIZE
+    diameter = rng.uniform(0.55, 0.9, (n, 1, 1)) * _SIZE
     cx, cy = diameter / 2 + rng.uniform(0, 1, (2, n, 1, 1)) * (_SIZE - diameter)  # all of it inside the image
-    angle = rng.uniform(-_TURN, _TURN, (n, 1, 1))
+    angle = rng.uniform(-20, 20, (n, 1, 1))
     alpha = np.empty((n, 1, _SIZE, _SIZE), np.float32)
     for label, shape in enumerate(SHAPES):
         k = labels == label
@@ -69,15 +61,8 @@ def _draw(rng, labels):
 
 
 def make_shapes(n, seed):
-    """Draw the ten-class set: one shape an image, anywhere, of any size and colour, brighter or darker than what
-    is behind it, slightly turned, among gradients, texture, clutter and noise. The colours say nothing about the class,
-    and every class keeps its meaning in a mirror.
-
-    seed: what `numpy.random.default_rng` takes; equal seeds give equal images, others others.
-
-    Returns images uint8 [n, 3, 32, 32] in RGB, and labels int64 [n], which index `SHAPES`: the classes differ by at
-    most one in number and come in random order.
-    """
+    """Draw n images of one shape each, uint8 [n, 3, 32, 32] in RGB, and their labels, int64 [n], which index `SHAPES`,
+    evenly and in random order. Colours say nothing about the class, and every class keeps its meaning in a mirror."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % len(SHAPES))
     images = [_draw(rng, labels[start : start + _CHUNK]) for start in range(0, n, _CHUNK)]

@@ -1,20 +1,17 @@
 """Clips: scenes in motion."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from helpers.shapes.draw import patch
-from helpers.shapes.scenes import MIN_DIAMETER, any_kind, background, draw_kinds, outline_like, shade_of
+from helpers.shapes.scenes import any_kind, background, draw_kinds, outline_like, shade_of
 
 
 @dataclass
 class ClipObject:
-    """One moving object: `masks` bool [T, H, W], the part that can be seen on each frame, empty where none can;
-    `diameter` in pixels, that of the circle around the whole shape."""
+    """One moving object: as `SceneObject`, with `masks` bool [T, H, W]."""
 
     shape: str
     colour: str
@@ -35,45 +32,35 @@ def _path(rng, frames, diameter, height, width, motion):
     sides = np.array([width, height])
     t = np.linspace(0, 1, frames)
     if motion == "stay":
-        low, high = np.full(2, diameter / 2 + 1), sides - diameter / 2 - 1
-        start, end = rng.uniform(low, np.maximum(high, low + 1e-3), (2, 2))
-        bend = rng.uniform(low, np.maximum(high, low + 1e-3))
+        low, high = diameter / 2 + 1, sides - diameter / 2 - 1
+        start, end, bend = rng.uniform(low, np.maximum(high, low + 1e-3), (3, 2))
     else:
         inside, bend = rng.uniform(0.3, 0.7, (2, 2)) * sides
         outside = rng.uniform(0.1, 0.9, 2) * sides
         axis = rng.integers(2)
         far = 0.62 * diameter + 2  # it may grow by a fifth
         outside[axis] = -far if rng.random() < 0.5 else sides[axis] + far
-        start, end = (outside, inside) if motion == "enter" else (inside, outside)
-        wait = rng.uniform(0.15, 0.4) if motion == "enter" else rng.uniform(0.05, 0.3)
+        if motion == "enter":
+            start, end, wait = outside, inside, rng.uniform(0.15, 0.4)
+        else:
+            start, end, wait = inside, outside, rng.uniform(0.05, 0.3)
         t = np.clip((t - wait) / 0.5, 0, 1)
     t = t[:, None]
     return (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
 
 
 def make_clip(
-    seed,
-    height,
-    width,
-    frames,
-    objects=(2, 4),
-    min_diameter=MIN_DIAMETER,
-    max_share=0.4,
-    occluders=(0, 1),
-    motions=None,
-    alike=0.6,
+    seed, height, width, frames, objects=(2, 4), min_diameter=24, max_share=0.4, occluders=(0, 1), motions=(), alike=0.6
 ):
-    """Draw a clip: objects, no two of one shape and colour, move over a still background, pass over one another, turn
-    and change their size a little; some enter the picture after it has begun, some leave it, and posts of a muted
-    colour may stand before them all.
+    """Draw a clip: objects, no two of one shape and colour, move over one another, some into the picture or out of it,
+    turn and grow a little, before a still background and behind posts of a muted colour.
 
     seed, min_diameter, max_share: as in `make_scene`. objects, occluders: the fewest and the most objects and posts.
-    motions: for each object "stay", "enter" or "leave", in place of `objects`; else the first one stays.
-    alike: share of the objects that are given the colour or the shape of an earlier one.
+    motions: for each object "stay", "enter" or "leave", in place of `objects`. alike: as in `draw_kinds`.
     """
     rng = np.random.default_rng(seed)
     still = background(rng, height, width)
-    if motions is not None:
+    if motions:
         objects = len(motions), len(motions)
     kinds = list(dict.fromkeys(draw_kinds(rng, rng.integers(objects[0], objects[1] + 1), alike)))
     while len(kinds) < objects[0]:
@@ -84,12 +71,11 @@ def make_clip(
     for number, (shape, colour) in enumerate(kinds):
         # what it is, and how it moves
         motion = "stay" if number == 0 else ("stay", "enter", "leave")[rng.choice(3, p=(0.4, 0.3, 0.3))]
-        motion = motion if motions is None else motions[number]
-        shade = shade_of(rng, colour)
-        for _ in range(8):  # a shade that shows on this background
+        motion = motions[number] if motions else motion
+        for _ in range(9):  # a shade that shows on this background
+            shade = shade_of(rng, colour)
             if np.abs(np.median(still, (0, 1)) - shade).sum() > 130:
                 break
-            shade = shade_of(rng, colour)
         diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
         centres = _path(rng, frames, diameter, height, width, motion)
         diameters = diameter * np.linspace(1, rng.uniform(0.85, 1.2), frames)

@@ -1,12 +1,8 @@
-"""The renderer of the drawn world, in NumPy: shapes, colours, textures.
-
-Every shape is a signed distance function in a unit frame (x to the right, y up, the shape inside the circle of radius 1
-and touching it); `coverage` turns distances into anti-aliased pixels.
-"""
-
-from __future__ import annotations
+"""The renderer of the drawn world, in NumPy: shapes, colours, textures. Every shape is a signed distance function in a
+unit frame (x to the right, y up, the shape inside the circle of radius 1 and touching it)."""
 
 import math
+from itertools import cycle
 
 import numpy as np
 
@@ -25,11 +21,9 @@ COLOURS = {  # RGB
 
 
 def regular_corners(corners, first_degrees, radii=(1.0,)):
-    """Corners at equal angles, counter-clockwise; `radii` are used in turn. Returns a tuple of (x, y)."""
+    """Corners (x, y) at equal angles, counter-clockwise; `radii` are used in turn."""
     angles = [math.radians(first_degrees + 360 * k / corners) for k in range(corners)]
-    return tuple(
-        (radii[k % len(radii)] * math.cos(a), radii[k % len(radii)] * math.sin(a)) for k, a in enumerate(angles)
-    )
+    return tuple((r * math.cos(a), r * math.sin(a)) for a, r in zip(angles, cycle(radii), strict=False))
 
 
 def cross_corners(arm, half):
@@ -49,8 +43,6 @@ POLYGONS = {
     "cross": cross_corners(3 / math.sqrt(10), 1 / math.sqrt(10)),  # whose arms are a third of its span
     "arrow": ((1.0, 0.0), (0.1, 0.72), (0.1, 0.28), (-0.96, 0.28), (-0.96, -0.28), (0.1, -0.28), (0.1, -0.72)),
 }
-_RING_HOLE = 0.55  # radius of the hole
-_BITE_X, _BITE_RADIUS = 0.5, 0.8  # the disc that a crescent lacks
 # A heart is a square standing on a corner with a half disc on each upper side. Its enclosing circle touches the
 # lower corner and both half discs; with the square's diagonal as the unit that fixes the circle's radius:
 _HEART = 1 / (3 - math.sqrt(2))
@@ -59,6 +51,7 @@ _LOBE_X, _LOBE_Y, _LOBE_RADIUS = 0.25 / _HEART, (0.75 - _HEART) / _HEART, math.s
 
 
 def disc(x, y, cx=0.0, cy=0.0, radius=1.0):
+    """Signed distance to a circle."""
     dx, dy = x - cx, y - cy
     return np.sqrt(dx * dx + dy * dy) - radius
 
@@ -78,25 +71,22 @@ def _polygon(x, y, corners):
 
 
 def _signed_distance(shape, x, y):
-    """Distance to the outline in the unit frame, negative inside; x and y are float32 arrays of one shape. `shape` is
-    one of `SHAPES` or the corners of a polygon."""
-    if isinstance(shape, tuple):
-        return _polygon(x, y, shape)
+    """Distance to the outline of one of `SHAPES`, or of a polygon given by its corners; negative inside."""
     if shape == "circle":
         return disc(x, y)
     if shape == "ring":
-        return np.maximum(disc(x, y), -disc(x, y, radius=_RING_HOLE))
+        return np.maximum(disc(x, y), -disc(x, y, radius=0.55))
     if shape == "crescent":
-        return np.maximum(disc(x, y), -disc(x, y, _BITE_X, 0.0, _BITE_RADIUS))
+        return np.maximum(disc(x, y), -disc(x, y, cx=0.5, radius=0.8))
     if shape == "heart":
         lobes = disc(np.abs(x), y, _LOBE_X, _LOBE_Y, _LOBE_RADIUS)  # both, by symmetry
         return np.minimum(lobes, _polygon(x, y, _HEART_SQUARE))
-    return _polygon(x, y, POLYGONS[shape])
+    return _polygon(x, y, POLYGONS.get(shape, shape))
 
 
 def coverage(shape, columns, rows, cx, cy, size, angle):
-    """Coverage of pixels [..., H, W], float32. `columns` [W] and `rows` [H] are pixel indices; the rest are scalars or
-    float arrays [n, 1, 1], one object an image."""
+    """Share of each pixel that a shape covers, float32 [..., H, W]. `columns` [W] and `rows` [H] are pixel indices; the
+    others, as in `patch`, are scalars or arrays [n, 1, 1], one object an image."""
     turn, radius = np.deg2rad(angle), np.asarray(size) / 2
     cos, sin = (np.asarray(f(turn) / radius, np.float32) for f in (np.cos, np.sin))
     right = np.asarray(columns + 0.5 - cx, np.float32)  # [..., 1, W]
@@ -108,8 +98,12 @@ def coverage(shape, columns, rows, cx, cy, size, angle):
 
 
 def patch(shape, height, width, cx, cy, size, angle):
-    """Draw as `shape_mask` does, but only the part of the canvas that the shape can touch, where any: returns its rows
-    and its columns, as slices, and their coverage. `shape` may also be the corners of a polygon."""
+    """The rows and columns, as slices, of the canvas that a shape can touch, and their coverage, float32 [h, w].
+
+    cx, cy: its centre in pixels from the canvas's top left corner (a pixel's own centre is at +0.5); may lie outside.
+    size: diameter in pixels of the circle around it. angle: degrees counter-clockwise as seen; at 0 the shapes stand
+    upright or point up, but for an arrow, which points to the right, and a crescent, which opens to the right.
+    """
     reach = size / 2 + 1
     left, right = (min(max(math.floor(cx + d), 0), width) for d in (-reach, reach + 1))
     top, bottom = (min(max(math.floor(cy + d), 0), height) for d in (-reach, reach + 1))
@@ -117,31 +111,12 @@ def patch(shape, height, width, cx, cy, size, angle):
     return slice(top, bottom), slice(left, right), alpha
 
 
-def shape_mask(shape, height, width, cx, cy, size, angle=0.0):
-    """Return how much of each pixel one of `SHAPES` covers: float32 [height, width] in [0, 1], anti-aliased.
-
-    cx, cy: the centre in pixels from the canvas's top left corner (a pixel's own centre is at +0.5); may lie outside.
-    size: diameter in pixels of the circle that the shape touches from inside. It is the same at every angle.
-    angle: degrees counter-clockwise as seen. At 0 a square and a cross stand upright, triangle, star and pentagon
-    point up, a heart stands, an arrow points to the right, and a crescent opens to the right.
-    """
-    mask = np.zeros((height, width), np.float32)
-    rows, columns, alpha = patch(shape, height, width, cx, cy, size, angle)
-    mask[rows, columns] = alpha
-    return mask
-
-
 def value_noise(rng, n, cells, height, width):
     """Random values at the corners of `cells` x `cells` boxes, linear between them: float32 [n, 3, height, width] in
     [-1, 1]. One cell is a gradient, many are a texture."""
     grid = rng.uniform(-1, 1, (n, 3, cells + 1, cells + 1)).astype(np.float32)
-    (row, down), (column, along) = (_interpolation(cells, size) for size in (height, width))
-    grid = grid[:, :, row] + down[:, None] * (grid[:, :, row + 1] - grid[:, :, row])
+    y, x = ((np.arange(size) + 0.5) * cells / size for size in (height, width))
+    row, column = y.astype(int), x.astype(int)  # the box that a pixel lies in
+    down, along = (y - row).astype(np.float32)[:, None], (x - column).astype(np.float32)
+    grid = grid[:, :, row] + down * (grid[:, :, row + 1] - grid[:, :, row])
     return grid[..., column] + along * (grid[..., column + 1] - grid[..., column])
-
-
-def _interpolation(cells, size):
-    """For each of `size` pixels the cell that it lies in, and how far along."""
-    at = (np.arange(size) + 0.5) * cells / size
-    cell = at.astype(int)
-    return cell, (at - cell).astype(np.float32)

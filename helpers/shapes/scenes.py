@@ -1,18 +1,14 @@
-"""Scenes of several objects, and what one may call them; the tiny models are trained and measured on them."""
-
-from __future__ import annotations
+"""Scenes of several objects, with their masks."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.common.boxes import mask_box
 from helpers.shapes.draw import COLOURS, POLYGONS, cross_corners, patch, regular_corners, value_noise
 
 SCENE_SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-# What people mean by a colour's name is a region: scenes draw from between these, of which the first is `COLOURS`' own
-# and the others are those of CSS and the like.
+# What people mean by a colour's name is a region: between its RGB in `COLOURS` and these, of CSS and the like.
 _SHADES = {
     "red": ((255, 0, 0), (200, 20, 20)),
     "green": ((0, 128, 0), (0, 255, 0), (34, 139, 34)),
@@ -28,14 +24,12 @@ MIN_DIAMETER = 24.0  # pixels
 
 @dataclass
 class SceneObject:
-    """One object: `mask` bool [H, W], the part that can be seen, and its `box` (x0, y0, x1, y1) in pixels, x1 and y1
-    exclusive; `diameter` in pixels, that of the circle around the whole shape."""
+    """One object: `diameter` of the circle around it, in pixels; `mask` bool [H, W], the part that can be seen."""
 
     shape: str
     colour: str
     diameter: float
     mask: np.ndarray
-    box: tuple[int, int, int, int]
 
 
 @dataclass
@@ -46,17 +40,9 @@ class Scene:
     objects: list[SceneObject]
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """Words, and the indices of all objects of the scene that they name: none if it is absent."""
-
-    text: str
-    objects: tuple[int, ...]
-
-
 def outline_like(rng, shape):
-    """The shape as someone else might draw it: a plumper star, a thinner cross, a heart of another curve, each
-    slightly stretched. Returns a name or corners, within the unit circle."""
+    """The shape as someone else might draw it: its name, or corners within the unit circle, slightly stretched, of a
+    plumper star, a thinner cross, a heart of another curve."""
     if shape == "circle" or rng.random() < 0.4:
         return shape
     if shape == "star":
@@ -66,7 +52,7 @@ def outline_like(rng, shape):
     elif shape == "heart":  # the parametric curve in wide use, MathWorld "Heart Curve", equation 5
         t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
         y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-        corners = tuple(zip(-16 * np.sin(t) ** 3, y + 2.5, strict=True))
+        corners = zip(-16 * np.sin(t) ** 3, y + 2.5, strict=True)
     else:
         corners = POLYGONS[shape]
     stretch = rng.uniform(0.85, 1 / 0.85)
@@ -85,8 +71,8 @@ def shade_of(rng, colour):
 def background(rng, height, width):
     """Flat, a gradient, or a texture with structure at several scales; half of them with strokes: float32 [H, W, 3]."""
     grey, saturation = rng.uniform(0, 255), rng.uniform(0, 0.45) ** 1.5
-    image = np.empty((height, width, 3), np.float32)
-    image[:] = np.clip(grey + saturation * rng.uniform(-160, 160, 3), 0, 255)
+    colour = np.clip(grey + saturation * rng.uniform(-160, 160, 3), 0, 255)
+    image = np.full((height, width, 3), colour, np.float32)
     kind = rng.integers(3)
     if kind > 0:
         image += rng.uniform(5, 70) * _noise(rng, 1, height, width)
@@ -96,8 +82,14 @@ def background(rng, height, width):
             if rng.random() < 0.7:  # mostly of brightness: colour varies less in what a camera sees
                 texture = texture[..., :1] + 0.2 * texture
             image += rng.uniform(5, 40) * texture
-    if rng.random() < 0.5:
-        _add_strokes(rng, image)
+    strokes = rng.integers(0, 4) if rng.random() < 0.5 else 0
+    for _ in range(strokes):  # thin lines, from border to border
+        turn, thickness = rng.uniform(0, np.pi), rng.uniform(0.5, max(1.0, min(height, width) / 60))
+        across, down = (np.arange(side, dtype=np.float32) + 0.5 for side in (width, height))
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        distance = np.abs((across - x) * np.float32(np.sin(turn)) - (down[:, None] - y) * np.float32(np.cos(turn)))
+        alpha = np.clip(thickness + 0.5 - distance, 0, 1)[..., None] * np.float32(rng.uniform(0.3, 1))
+        image += alpha * (rng.uniform(0, 255, 3).astype(np.float32) - image)
     return image
 
 
@@ -106,25 +98,13 @@ def _noise(rng, cells, height, width):
     return value_noise(rng, 1, cells, height, width)[0].transpose(1, 2, 0)
 
 
-def _add_strokes(rng, image):
-    """Draw up to three thin lines of any colour, from border to border."""
-    height, width = image.shape[:2]
-    rows, columns = np.arange(height, dtype=np.float32)[:, None] + 0.5, np.arange(width, dtype=np.float32) + 0.5
-    for _ in range(rng.integers(0, 4)):
-        turn, thickness = rng.uniform(0, np.pi), rng.uniform(0.5, max(1.0, min(height, width) / 60))
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        distance = np.abs((columns - x) * np.float32(np.sin(turn)) - (rows - y) * np.float32(np.cos(turn)))
-        alpha = np.clip(thickness + 0.5 - distance, 0, 1)[..., None] * np.float32(rng.uniform(0.3, 1))
-        image += alpha * (rng.uniform(0, 255, 3).astype(np.float32) - image)
-
-
 def any_kind(rng):
-    """A shape and a colour."""
+    """A shape and a colour, by their names."""
     return SCENE_SHAPES[rng.integers(len(SCENE_SHAPES))], tuple(COLOURS)[rng.integers(len(COLOURS))]
 
 
 def draw_kinds(rng, n, alike=0.6):
-    """n pairs (shape, colour): any or, for a share of `alike`, with the colour or the shape of an earlier one."""
+    """n pairs (shape, colour); for a share of `alike` with the colour or the shape of an earlier one."""
     kinds = []
     for _ in range(n):
         shape, colour = any_kind(rng)
@@ -138,18 +118,17 @@ def draw_kinds(rng, n, alike=0.6):
 
 
 def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, max_share=0.5):
-    """Draw objects of several shapes, colours and sizes, some overlapping, on a flat, shaded, textured or noisy
-    background; distractors share their colour or their shape with another object.
+    """Draw objects, some overlapping, at least 60 % of each in sight, on a flat, shaded, textured or noisy background;
+    some share their colour or their shape.
 
-    seed: what `numpy.random.default_rng` takes (a generator too); equal seeds give equal scenes.
-    objects: the fewest and the most (fewer if they find no room). Diameters lie, evenly on a log scale, from
-    min_diameter pixels to max_share of the image's shorter side, which is at least 4 pixels above min_diameter.
-    At least 60 % of every object can be seen, and all of it lies within the image.
+    seed: what `numpy.random.default_rng` takes (a generator too). objects: the fewest and the most; fewer where they
+    find no room. Diameters lie, evenly on a log scale, from min_diameter pixels to max_share of the shorter side, which
+    is at least 4 pixels above min_diameter.
     """
     rng = np.random.default_rng(seed)
     image = background(rng, height, width)
     largest = max(max_share * min(height, width), min_diameter)
-    placed, whole_areas = [], []
+    placed = []  # objects, each with the area of all of it
     for shape, colour in draw_kinds(rng, rng.integers(objects[0], objects[1] + 1)):
         for _ in range(12):  # tries to find a place; crowded images may hold fewer objects
             diameter = math.exp(rng.uniform(math.log(min_diameter), math.log(largest)))
@@ -159,12 +138,9 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
             covered, shade = alpha >= 0.5, shade_of(rng, colour)
             contrast = np.abs(image[rows, columns][covered] - shade).sum(1).mean()
             # what would be left of each object before, as a share of all of it
-            seen = [
-                (np.count_nonzero(other.mask) - np.count_nonzero(other.mask[rows, columns] & covered)) / area
-                for other, area in zip(placed, whole_areas, strict=True)
-            ]
+            left = [(other.mask.sum() - (other.mask[rows, columns] & covered).sum()) / area for other, area in placed]
             # An object of the colour behind it cannot be told from it, nor one that hides another almost wholly.
-            if contrast > 130 and all(share > 0.6 for share in seen):
+            if contrast > 130 and all(share > 0.6 for share in left):
                 break
         else:
             continue
@@ -176,116 +152,9 @@ def make_scene(seed, height, width, objects=(1, 5), min_diameter=MIN_DIAMETER, m
         image[rows, columns] += alpha[..., None] * (paint - image[rows, columns])
         mask = np.zeros((height, width), bool)
         mask[rows, columns] = covered
-        for other in placed:
+        for other, _ in placed:
             other.mask &= ~mask
-        placed.append(SceneObject(shape, colour, diameter, mask, (0, 0, 0, 0)))
-        whole_areas.append(np.count_nonzero(covered))
-    for item in placed:
-        item.box = mask_box(item.mask)
+        placed.append((SceneObject(shape, colour, diameter, mask), covered.sum()))
     if rng.random() < 0.4:
         image += rng.uniform(2, 14) * rng.standard_normal(image.shape, np.float32)
-    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), placed)
-
-
-# --- What one may call them ---
-
-_THINGS = ("object", "shape", "thing")
-_SIZES = {"large": ("large", "big"), "small": ("small", "little")}
-WORDS = (
-    *("a", "an", "the", *_THINGS, *(f"{thing}s" for thing in _THINGS), *_SIZES["large"], *_SIZES["small"]),
-    *(*COLOURS, *SCENE_SHAPES, *(f"{shape}s" for shape in SCENE_SHAPES if shape != "cross"), "crosses"),
-)  # every word that `make_phrases` uses
-
-
-def _named(scene, shape, colour):
-    """Indices of the objects of that shape and colour, each `None` for any."""
-    each = enumerate(scene.objects)
-    return tuple(i for i, item in each if shape in (None, item.shape) and colour in (None, item.colour))
-
-
-def _words(rng, shape, colour, size=None, plural=False):
-    """A phrase for things of that shape, colour and size, each `None` if it is not to be said."""
-    noun = shape or ("" if rng.random() < 0.4 else _THINGS[rng.integers(len(_THINGS))])
-    if plural and noun:
-        noun += "es" if noun == "cross" else "s"
-    size = size and _SIZES[size][rng.integers(2)]
-    words = " ".join(word for word in (size, colour, noun) if word)
-    article = rng.random()
-    if article < 0.25 and not plural:
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-    return f"the {words}" if article > 0.75 else words
-
-
-def _present(rng, scene, i):
-    """A phrase that names object i, perhaps among others; `None` if this try gave none that is clear."""
-    item, how = scene.objects[i], rng.random()
-    if how < 0.12:
-        return Phrase(_words(rng, item.shape, None), _named(scene, item.shape, None))
-    if how < 0.24:
-        return Phrase(_words(rng, None, item.colour), _named(scene, None, item.colour))
-    named = _named(scene, item.shape, item.colour)
-    if how >= 0.40:
-        return Phrase(_words(rng, item.shape, item.colour, plural=how > 0.93), named)
-    others = [scene.objects[k].diameter for k in named if k != i]
-    if not others:  # nothing to compare with: large or small for the picture
-        size = "large" if item.diameter > 0.25 * min(scene.image.shape[:2]) else "small"
-    elif item.diameter > 1.4 * max(others):
-        size = "large"
-    elif min(others) > 1.4 * item.diameter:
-        size = "small"
-    else:
-        return None
-    return Phrase(_words(rng, item.shape, item.colour, size), (i,))
-
-
-def _absent(rng, scene):
-    """A phrase that names nothing in the scene, mostly by the colour of one object and the shape of another; `None` if
-    this try names something."""
-    shape, colour = any_kind(rng)
-    how = rng.random()
-    if scene.objects and how < 0.7:
-        one, other = (scene.objects[i] for i in rng.integers(len(scene.objects), size=2))
-        shape = one.shape if how < 0.5 else shape
-        colour = other.colour if how < 0.25 or how >= 0.5 else colour
-    shape, colour = (None if how > 0.94 else shape), (None if 0.88 < how <= 0.94 else colour)
-    if _named(scene, shape, colour):
-        return None
-    size = ("large", "small")[rng.integers(2)] if shape and colour and rng.random() < 0.15 else None
-    return Phrase(_words(rng, shape, colour, size), ())
-
-
-def make_phrases(seed, scene, present, absent):
-    """Phrases for a scene, a list of `Phrase` in random order, no text twice: by colour and shape, one of them alone,
-    or with a size, with or without an article.
-
-    seed: as in `make_scene`. present, absent: how many that name something, and how many that name nothing; fewer if
-    none are left. No two phrases name the same object, so that every object has one right label.
-    """
-    rng = np.random.default_rng(seed)
-    phrases: list[Phrase] = []
-    for i in rng.permutation(len(scene.objects)):
-        taken = {k for phrase in phrases for k in phrase.objects}
-        if i in taken or len(phrases) >= present:
-            continue
-        for _ in range(4):
-            phrase = _present(rng, scene, int(i))
-            if phrase and not taken.intersection(phrase.objects):
-                phrases.append(phrase)
-                break
-    wanted = len(phrases) + absent
-    for _ in range(10 * absent):
-        phrase = _absent(rng, scene)
-        if len(phrases) < wanted and phrase and phrase.text not in {p.text for p in phrases}:
-            phrases.append(phrase)
-    return [phrases[i] for i in rng.permutation(len(phrases))]
-
-
-def scene_size(seed):
-    """A height and a width, in pixels: the aspect ratio evenly, on a log scale, from 1:2 to 2:1, the longer side
-    likewise up to 1024, the shorter one at least 96."""
-    rng = np.random.default_rng(seed)
-    aspect = 2 ** rng.uniform(-1, 1)
-    ratio = max(aspect, 1 / aspect)
-    longer = math.exp(rng.uniform(math.log(96 * ratio), math.log(1024)))
-    height, width = (longer, longer / ratio) if aspect < 1 else (longer / ratio, longer)
-    return round(height), round(width)
+    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), [item for item, _ in placed])

@@ -41,6 +41,7 @@ from bench_common import (
     spread,
     take_turns,
 )
+from drawing import shape_mask
 from helpers.common.boxes import mask_box
 from helpers.common.device import Compute, pick_compute
 from helpers.segment import clipseg, grounding_dino, sam2_image, video
@@ -51,7 +52,6 @@ from helpers.segment.outputs import write_detections
 from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Silent, VideoReader, VideoWriter
 from helpers.shapes.clips import make_clip
-from helpers.shapes.draw import shape_mask
 from helpers.shapes.scenes import make_scene
 
 Q2 = "q2.ipynb"

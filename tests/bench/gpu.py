@@ -36,7 +36,7 @@ from torch import nn
 from bench_common import ROOT, nbload, spread
 from helpers.common import environment
 from helpers.common.device import Compute, pick_compute
-from helpers.common.figures import PALETTE, finish, new_figure, read_rows
+from helpers.common.figures import PALETTE, finish, new_figure
 from helpers.vit import checkpoint as ckpt
 from helpers.vit import config, engine, evaluate, figures
 from helpers.vit.clock import Clock
@@ -343,6 +343,21 @@ def comparison(rows: list[dict[str, Any]]) -> Figure:
     right.sharey(left)
     right.tick_params(labelleft=False)
     return figure
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV, numbers as such; none where the file is missing."""
+
+    def number(text: str) -> float | str | None:
+        try:
+            return float(text)
+        except ValueError:
+            return text or None
+
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def draw(out: Path) -> None:

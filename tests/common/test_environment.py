@@ -179,22 +179,6 @@ def test_versions_name_what_is_installed():
     assert set(found) == {"python", "torch"} and found["python"] == sys.version.split()[0]
 
 
-def test_helpers_are_found_beside_above_and_among_kaggle_inputs(q1, tmp_path):
-    nested = tmp_path / "project" / "notebooks" / "mine"
-    attached = tmp_path / "input"
-    nested.mkdir(parents=True)
-    attached.mkdir()
-    assert q1.find_helpers([nested], attached) is None
-    deep = attached / "datasets" / "someone" / "vit"
-    (deep / "helpers" / "common").mkdir(parents=True)
-    (deep / "helpers" / "common" / "device.py").touch()
-    assert q1.find_helpers([nested], attached) == deep
-    (tmp_path / "project" / "helpers" / "common").mkdir(parents=True)
-    (tmp_path / "project" / "helpers" / "common" / "device.py").touch()
-    assert q1.find_helpers([nested], attached) == tmp_path / "project"
-    assert q1.find_helpers([tmp_path, tmp_path / "elsewhere"], attached) == tmp_path / "project"
-
-
 def test_helpers_touch_neither_network_nor_gpu_when_imported():
     """A fresh interpreter in which sockets and CUDA initialisation raise imports every helper."""
     code = """

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from drawing import shape_mask
 from helpers.segment.detections import Detection
 from helpers.segment.figures import area_curves
 from helpers.segment.outputs import (
@@ -19,7 +20,6 @@ from helpers.segment.outputs import (
     write_tracks,
 )
 from helpers.segment.overlay import draw_instances
-from helpers.shapes.draw import shape_mask
 
 FILES = ["detections.json", "instances.png", "mask.png", "overlay.png"]
 MODELS = {"groundingdino": "tiny", "sam2": "tiny", "clipseg": "tiny"}

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from drawing import shape_mask
 from helpers.common.boxes import mask_box
 from helpers.common.figures import PALETTE
 from helpers.segment.detections import Detection
 from helpers.segment.outputs import track_entry
 from helpers.segment.overlay import colour, draw_boxes, draw_instances, draw_tracked
-from helpers.shapes.draw import shape_mask
 from helpers.shapes.scenes import make_scene
 
 

@@ -10,11 +10,12 @@ from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from helpers.segment.examples import draw_example_clip
+from drawing import shape_mask
+from helpers.segment.examples import draw_example_clip, draw_examples
 from helpers.segment.video import VideoReader
 from helpers.shapes.classes import make_shapes
 from helpers.shapes.clips import make_clip
-from helpers.shapes.draw import COLOURS, SHAPES, shape_mask
+from helpers.shapes.draw import COLOURS, SHAPES
 
 
 def crescent_area(distance, radius):
@@ -293,6 +294,12 @@ def test_objects_of_a_clip_move_enter_and_leave():
     assert not shows[1, 0] and shows[1, -1] and shows[2, 0] and not shows[2, -1]
     first, last = (np.argwhere(clip.objects[0].masks[t]).mean(0) for t in (0, -1))
     assert np.abs(first - last).max() > 3
+
+
+def test_the_example_prompt_names_every_colour_of_the_first_picture_and_one_that_is_not_there(tmp_path):
+    prompts = [draw_examples(tmp_path, seed)[1].split(". ") for seed in (0, 1)]
+    assert prompts[0] == ["the cyan star", "a green star", "blue cross", "a pink shape"]
+    assert prompts[1] == ["the orange shape", "a pink cross", "blue cross", "a yellow square"]
 
 
 def test_the_example_clip_tells_its_story(tmp_path):

@@ -1,9 +1,27 @@
-"""The optimizer that the tiny models are trained with (assets/tiny/common.py)."""
+"""What the tiny models are trained with (assets/tiny): the optimizer, and phrases for drawn scenes."""
 
+import numpy as np
+import phrases
 import pytest
 import torch
 
 import common
+from helpers.shapes.scenes import make_scene
+
+
+def test_phrases_name_what_they_say_and_no_two_the_same_object():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng, 150, 200)
+        made = phrases.make_phrases(rng, scene, 3, 2)
+        named = [i for phrase in made for i in phrase.objects]
+        assert len(named) == len(set(named)) and len({phrase.text for phrase in made}) == len(made)
+        assert sum(not phrase.objects for phrase in made) <= 2
+        for phrase in made:
+            words = set(phrase.text.split())
+            assert words <= set(phrases.WORDS)
+            for item in (scene.objects[i] for i in phrase.objects):
+                assert words & {item.colour, item.shape, f"{item.shape}s", f"{item.shape}es"}
 
 
 @pytest.mark.slow
