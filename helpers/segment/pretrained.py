@@ -50,13 +50,13 @@ def load_pretrained(folder: Path, kind: str, expected: str, model_class: Any, *o
 def _misfits(model: nn.Module, report: dict, folder: Path) -> set[str]:
     """Names of the tensors that were not loaded as they are in the folder's files: transformers only warns of some, and
     some of its versions load one in the place of several that they take for shared, so numbers are compared, too."""
-    state, modules = model.state_dict(), dict(model.named_modules())
+    state, modules, file_path = model.state_dict(), dict(model.named_modules()), folder / "model.safetensors"
     # transformers 4 lists names, 5 tuples of name and shapes
     names = {*report["missing_keys"]} | {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     # a module that the model has would work without them: another variant; whole modules of training are left in files
     names |= {key for key in report["unexpected_keys"] if key.rpartition(".")[0] in modules}
-    if (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", "pt") as file:
+    if file_path.is_file():
+        with safe_open(file_path, "pt") as file:
             shared = state.keys() & set(file.keys())
             names |= {key for key in shared if not torch.equal(state[key], file.get_tensor(key).to(state[key].dtype))}
     # buffers that the code fills: which of them are in the files depends on the version

@@ -23,8 +23,7 @@ INNER = (
     r"(?<=\d)[.,](?=\d)|(?<!\S)\.(?=\d)"  # 2.5 inch, 1,000, .5 inch
     r"|(?<=\b[^\W\d_])\.(?=[^\W\d_]\.)|(?<=\b[^\W\d_]\.[^\W\d_])\."  # U.S. flag, e.g.
     r"|\b(?:capt|dr|ft|gen|jr|lt|mr|mrs|ms|mt|prof|sgt|sr|st|vs)\.(?= *\w)"  # St. Bernard
-    r"|\b(?:fig|no|nr|vol)\.(?= *\d)"  # No. 5
-    r"|(?<=\d) ?(?:ft|gal|in|lb|lbs|oz)\.(?= *\w)"  # 12 oz. can
+    r"|\b(?:fig|no|nr|vol)\.(?= *\d)|(?<=\d) ?(?:ft|gal|in|lb|lbs|oz)\.(?= *\w)"  # No. 5, 12 oz. can
 )
 
 
@@ -47,13 +46,13 @@ def parse_phrases(prompt: str | Sequence[str]) -> list[str]:
     given = _as_list(prompt) if isinstance(prompt, str) else prompt
     while isinstance(given, list | tuple) and len(given) == 1:
         given = given[0]
-    several = isinstance(given, list | tuple)
-    if not all(isinstance(text, str) for text in (given if several else [given])):
+    texts = given if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"The prompt is {prompt!r}: give text, such as 'cat. red dog.', or a list of texts")
-    if several:
-        parts = [re.sub(rf"^\s*{NUMBER}", "", _visible(text)).strip(SEPARATORS + EDGES) for text in given]
+    if len(texts) == 1:
+        parts = _split(_visible(texts[0]))
     else:
-        parts = _split(_visible(given))
+        parts = [re.sub(rf"^\s*{NUMBER}", "", _visible(text)).strip(SEPARATORS + EDGES) for text in texts]
     phrases = list(dict.fromkeys(filter(None, (" ".join(part.strip(EDGES).split()) for part in parts))))
     if not phrases:
         shown = str(prompt)[:40]
@@ -96,7 +95,7 @@ def caption_passes(phrases: Sequence[str], tokenizer: Any, max_tokens: int) -> l
     groups: list[list[str]] = []
     used, gone = max_tokens, unreadable(phrases, tokenizer)
     for phrase in (phrase for phrase in phrases if phrase not in gone):
-        length = len(_token_ids(phrase, tokenizer))
+        length = len(tokenizer.tokenize(_spoken(phrase)))
         if length > max_tokens - 3:  # [CLS], [SEP] and its full stop
             raise ValueError(
                 f"The phrase {textwrap.shorten(phrase, 40, placeholder=' …')!r} has {length} tokens, and the detector "
@@ -111,17 +110,13 @@ def caption_passes(phrases: Sequence[str], tokenizer: Any, max_tokens: int) -> l
 
 
 def unreadable(phrases: Sequence[str], tokenizer: Any) -> list[str]:
-    """Those of `phrases` of which the tokenizer's vocabulary has nothing: no token at all, or only `[UNK]`."""
-    return [phrase for phrase in phrases if not set(_token_ids(phrase, tokenizer)) - {tokenizer.unk_token_id}]
+    """Phrases of which the tokenizer's vocabulary has nothing: no token at all, or only `[UNK]`."""
+    return [phrase for phrase in phrases if set(tokenizer.tokenize(_spoken(phrase))) <= {tokenizer.unk_token}]
 
 
 def _spoken(phrase: str) -> str:
     """The phrase as it stands in a caption: a '?' or '.' within it would cut it in two for the detector."""
     return " ".join(re.sub("[.?]", " ", phrase).split())
-
-
-def _token_ids(phrase: str, tokenizer: Any) -> list[int]:
-    return tokenizer(_spoken(phrase), add_special_tokens=False)["input_ids"]
 
 
 def _caption(phrases: list[str], tokenizer: Any) -> Caption:

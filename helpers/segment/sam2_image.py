@@ -29,17 +29,6 @@ EXPECTED = (
     "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), or a folder with "
     "config.yaml and model.safetensors"
 )
-# As sam2's own builders set it: where the single mask of a prompt is not stable, the best of the three ambiguous ones
-# takes its place; and what a video's memory holds of a prompted frame is its mask as it is shown.
-_AFTER_TRAINING = {
-    "sam_mask_decoder_extra_args": {
-        "dynamic_multimask_via_stability": True,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    },
-    "binarize_mask_from_pts_for_mem_enc": True,
-}
-
 _MOST_BOXES = 32  # decoded at once: about 50 MB each inside the decoder
 _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's size, twice
 
@@ -62,24 +51,19 @@ def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> S
 def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
     """The package's video predictor, which serves images as well (on the CPU, without gradients), and its name.
 
-    `weights`: a released checkpoint, set up as by sam2's own builders (but for the filling of holes in videos, which
-    needs the compiled extension), or a folder with `config.yaml` and `model.safetensors`. Raises `FileNotFoundError`
+    `weights`: a released checkpoint, or a folder with `config.yaml` and `model.safetensors`. Raises `FileNotFoundError`
     where there is no such file, and `ValueError` for one that is broken or another model's.
     """
-    from hydra.utils import instantiate
-
     path = Path(weights).expanduser()
-    config, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    try:
-        model = instantiate(config | {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"})
-    except Exception as error:  # a configuration's mistakes surface as any type
-        raise ValueError(f"{path} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
+    model, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
     fill(model, state, f"{path} does not fit {name}", EXPECTED)
     return model.eval().requires_grad_(False), name
 
 
-def _read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor], str]:
-    """Configuration, tensors and name of a released model."""
+def _read_checkpoint(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor], str]:
+    """A released model with random weights, its tensors and its name."""
+    from sam2.build_sam import build_sam2_video_predictor
+
     state = load_checkpoint(path, EXPECTED)
     width = len(state.get("image_encoder.trunk.patch_embed.proj.weight", ()))
     blocks = len({key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")})
@@ -87,42 +71,41 @@ def _read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor], str]:
         raise ValueError(f"{path} is another model's: {blocks} blocks of image_encoder, width {width}. {EXPECTED}.")
     letter, size = SIZES[width, blocks]
     version = "2.1" if "no_obj_embed_spatial" in state else "2"
-    return _released_config(version, letter) | _AFTER_TRAINING, state, f"SAM {version} Hiera {size}"
+    model = build_sam2_video_predictor(f"configs/sam{version}/sam{version}_hiera_{letter}.yaml", device="cpu")
+    model.fill_hole_area = 0  # the filling of holes needs the compiled extension
+    return model, state, f"SAM {version} Hiera {size}"
 
 
-def _read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], str]:
-    """Configuration, tensors and name of a model of one's own.
+def _read_folder(folder: Path) -> tuple[torch.nn.Module, dict[str, Tensor], str]:
+    """A model of one's own with random weights, its tensors and its name.
 
     What a configuration names gets called, and by way of a module's imports a name below `sam2.` reaches everything
     (`sam2.build_sam.os.system`): so it may name the classes of the package's own configurations alone. Nor may it give
     the image encoder a file, which would be unpickled.
     """
+    import sam2
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
     from safetensors.torch import load_file
 
-    def called(config: dict) -> set[str]:  # at any depth, and the arguments that could name a file
-        return set(re.findall(r'"(?:_target_|_args_|weights_path)": [^,}]*', json.dumps(config)))
+    def read(path: Path) -> tuple[dict, set[str]]:
+        """A configuration, and what it has called, at any depth, with the arguments that could name a file."""
+        config = OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
+        return config, set(re.findall(r'"(?:_target_|_args_|weights_path)": [^,}]*', json.dumps(config)))
 
     try:
-        config = _read_config(folder / "config.yaml")
+        config, called = read(folder / "config.yaml")
         state = load_file(folder / "model.safetensors")
     except Exception as error:  # of YAML, of OmegaConf, of safetensors, of the disk
         raise ValueError(f"{folder} cannot be read as SAM 2: {reason(error)}. {EXPECTED}.") from error
-    if strange := ", ".join(sorted(called(config) - called(_released_config("2.1", "t")))):
+    _, known = read(Path(sam2.__file__).parent / "configs/sam2.1/sam2.1_hiera_t.yaml")
+    if strange := ", ".join(sorted(called - known)):
         raise ValueError(f"{folder}/config.yaml names {strange}, which is no part of SAM 2. {EXPECTED}.")
-    count = sum(tensor.numel() for tensor in state.values())
-    return config, state, f"SAM 2, {count / 1e6:.1f} M parameters"
-
-
-def _released_config(version: str, letter: str) -> dict:
-    import sam2
-
-    return _read_config(Path(sam2.__file__).parent / f"configs/sam{version}/sam{version}_hiera_{letter}.yaml")
-
-
-def _read_config(path: Path) -> dict:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
+    name = f"SAM 2, {sum(tensor.numel() for tensor in state.values()) / 1e6:.1f} M parameters"
+    try:
+        return instantiate(config | {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}), state, name
+    except Exception as error:  # a configuration's mistakes surface as any type
+        raise ValueError(f"{folder} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
 
 
 class Segmenter:

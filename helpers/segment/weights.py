@@ -6,8 +6,9 @@ found.dino, found.sam2, found.clipseg, found.bert    # local paths: loading them
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,10 @@ CHECKPOINTS = {hub_id: hub_id.split("/")[1].replace("-", "_") + ".pt" for hub_id
 CHECKPOINTS["ShilongLiu/GroundingDINO"] = "groundingdino_swint_ogc.pth"
 
 LIKE_AN_ID = r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)"
-
+BANNER = f"""{"=" * 100}
+THESE ARE TINY STAND-INS, NOT THE REAL GroundingDINO, SAM 2 AND CLIPSeg. They know drawn shapes and their colours
+('a red circle'), nothing else. For the real models: models='full', which downloads them or says what to attach.
+{"=" * 100}"""
 Hit = tuple[Path, str]  # a file or folder, and how it came here
 
 
@@ -69,7 +73,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Found:
-    """Local paths of the models, what each of them is and where from, and notes for the reader of the results."""
+    """Local paths of the models, {part: which path it is and where from}, and notes for the reader of the results."""
 
     dino: Path
     sam2: Path
@@ -109,9 +113,7 @@ def find_models(
         hub_id = SAM2[size]
         wanted["sam2"] = replace(PARTS["sam2"], title=f"SAM 2 {size}", hub_ids=(hub_id,), file=CHECKPOINTS[hub_id])
     hits = {part: _given(part, value, download) for part, value in given.items() if wanted[part] is PARTS[part]}
-    places: list[tuple[Path, dict[str, Path], str]] = []
-    if len(hits) < len(PARTS) - 1:
-        places = [(*entry, origin) for root, origin in _roots().items() for entry in _walk(root)]
+    places = functools.cache(lambda: [(*entry, origin) for root, origin in _roots().items() for entry in _walk(root)])
     missing, problem = [], ""
     for part, spec in wanted.items():
         if part == "bert" and "groundingdino" in hits and hits["groundingdino"][0].is_dir():
@@ -161,9 +163,9 @@ def _given(part: str, value: str, download: bool) -> Hit:
     raise WeightsError(f"{spec.parameter}={value!r} {problem}. Expected: {spec.expected}.")
 
 
-def _find(spec: Part, places: list[tuple[Path, dict[str, Path], str]], download: bool) -> Hit:
+def _find(spec: Part, places: Callable[[], list[tuple[Path, dict[str, Path], str]]], download: bool) -> Hit:
     """Return what is on this machine, the user's own before the hub's cache and the usual size first, else fetch it."""
-    hits = [(path, origin) for folder, files, origin in places for path in _matches(spec, folder, files)]
+    hits = [(path, origin) for folder, files, origin in places() for path in _matches(spec, folder, files)]
     hits.sort(key=lambda hit: hit[0].name != CHECKPOINTS.get(spec.hub_ids[0]))
     hits += [(path, "hub's cache") for hub_id in spec.hub_ids if (path := _in_cache(spec, hub_id))]
     return hits[0] if hits else _from_hub(spec, spec.hub_ids[0], download)
@@ -171,8 +173,7 @@ def _find(spec: Part, places: list[tuple[Path, dict[str, Path], str]], download:
 
 def _roots() -> dict[Path, str]:
     """Return the folders to look through, and what they are called."""
-    attached = {KAGGLE_INPUT: "attached input"} if where() == "kaggle" else {}
-    return {**attached, Path("weights"): "./weights"}
+    return ({KAGGLE_INPUT: "attached input"} if where() == "kaggle" else {}) | {Path("weights"): "./weights"}
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
@@ -214,11 +215,5 @@ def _in_cache(spec: Part, hub_id: str) -> Path | None:
 
 def _embedded(*notes: str) -> Found:
     folders = {part: TINY / part for part in ("groundingdino", "sam2", "clipseg")}
-    line = "=" * 100
-    banner = (
-        f"{line}\nTHESE ARE TINY STAND-INS, NOT THE REAL GroundingDINO, SAM 2 AND CLIPSeg. They know drawn shapes and "
-        "their colours\n('a red circle'), nothing else, and find nothing of use on photographs.\n"
-        f"For the real models: models='full', which downloads them or says what to attach.\n{line}"
-    )
     sources = {part: f"{folder.relative_to(TINY.parents[1])} (embedded)" for part, folder in folders.items()}
-    return Found(*folders.values(), None, "tiny", sources, (*notes, banner))
+    return Found(*folders.values(), None, "tiny", sources, (*notes, BANNER))

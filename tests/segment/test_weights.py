@@ -255,7 +255,9 @@ def test_a_file_of_any_name_may_be_given(machine, tmp_path):
     expected = fill(machine.weights)
     odd = tmp_path / "my model.bin"
     odd.write_bytes(b"not a zip: only loading can tell")
-    is_found(find_models(dino_weights=odd, sam2_weights=odd), expected | {"dino": odd, "sam2": odd})
+    expected |= {"dino": odd, "sam2": odd}
+    is_found(find_models(dino_weights=odd, sam2_weights=odd), expected)
+    is_found(find_models(dino_weights=odd, sam2_weights=odd, bert_path=expected["bert"]), expected)
 
 
 @pytest.mark.parametrize("models", ["auto", "full"])
