@@ -18,10 +18,7 @@ import torch
 from helpers.common.device import Compute
 from helpers.segment.pretrained import load_pretrained, title
 
-EXPECTED = (
-    "Expected: a folder with config.json (model_type clipseg), model.safetensors, preprocessor_config.json and the "
-    "tokenizer's files, such as CIDAS/clipseg-rd64-refined of the hub"
-)
+EXPECTED = "Expected: a folder with config.json (model_type clipseg) and all else of CIDAS/clipseg-rd64-refined"
 _MOST_PHRASES = 16  # decoded at once: about 15 MB each at 352 x 352
 
 

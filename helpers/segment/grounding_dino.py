@@ -4,8 +4,7 @@
     dino = load("grounding-dino-tiny", None, compute)                           # or a folder of transformers' port
     token_scores, boxes = dino.forward(image, "cat . red dog .")                # [Q, T], [Q, 4] in pixels
 
-The same weights give the same boxes and scores either way, but for boxes of which a centre or side is within a
-thousandth of 0 or of the whole image, where groundingdino-py cuts logits off earlier.
+The same weights give the same either way, but for boxes within a thousandth of the image's edge or size.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from helpers.segment.pretrained import fill, load_checkpoint, load_pretrained, t
 # Channels of the first Swin stage -> the package's module of settings, and the name of the variant.
 VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_SwinB_cfg", "Swin-B")}
 PATCH_EMBED = "backbone.0.patch_embed.proj.weight"
-# In the authors' files, but of use in training only, or built by the code.
-UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")
+UNUSED = ("label_enc.weight", "bert.embeddings.position_ids")  # in the files, of use in training only, or built by code
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels, for both packages
+AUTHORS_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 LEAST_SIDE = 40  # pixels: 40 x 1333 make 1,192 cells on the network's four levels, of which it picks its 900 queries
 # Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others go unnoticed.
 SPECIAL_TOKENS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
@@ -57,11 +56,9 @@ class GroundingDino:
     compute: Compute
 
     def forward(self, image: np.ndarray, caption: str) -> tuple[Tensor, Tensor]:
-        """Run the network on one image, uint8 RGB [H, W, 3], and one caption, such as `cat . red dog .`
-
-        Returns two float32 tensors on the CPU: `token_scores` [Q, T], the sigmoid of each query's logit for each of the
-        caption's T tokens, [CLS] and [SEP] included; and `boxes` [Q, 4], (x0, y0, x1, y1) in pixels, within the image.
-        """
+        """Run the network on an image, uint8 RGB [H, W, 3], and a caption: `token_scores` [Q, T], the sigmoid of each
+        query's logit for each of the caption's T tokens, [CLS] and [SEP] included, and `boxes` [Q, 4], (x0, y0, x1, y1)
+        in pixels, within the image; float32 on the CPU."""
         tokens = len(self.tokenizer(caption)["input_ids"])
         pixels = self.preprocess(image).to(self.compute.device)
         with torch.inference_mode(), self.compute.autocast():
@@ -79,33 +76,26 @@ class GroundingDino:
 
 
 def resized_shape(height: int, width: int, size: dict[str, int]) -> tuple[int, int]:
-    """Height and width to resize an image to, by the rule of the authors' `RandomResize`, rounding included.
-
-    An image of 1 x 5000 is stretched to `LEAST_SIDE`; boxes, which are fractions of its sides, stay right.
-    """
-    if "shortest_edge" in size:
-        short, long = sorted((height, width))
-        longest = size["longest_edge"]
-        new_short = min(size["shortest_edge"], round(longest * short / long))
-        new_long = int(new_short * long / short) or longest
-        new = (new_short, new_long) if height <= width else (new_long, new_short)
-    else:
-        new = size["height"], size["width"]
-    return max(new[0], LEAST_SIDE), max(new[1], LEAST_SIDE)
+    """Height and width to resize an image to, by the rule of the authors' `RandomResize`, rounding included; one of
+    1 x 5000 is stretched to `LEAST_SIDE`, and boxes, which are fractions of its sides, stay right."""
+    if "height" in size:
+        return size["height"], size["width"]
+    short, long = sorted((height, width))
+    new_short = min(size["shortest_edge"], round(size["longest_edge"] * short / long))
+    new_long = int(new_short * long / short) or size["longest_edge"]
+    new_short = max(new_short, LEAST_SIDE)
+    return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
 def load(weights: Path | str, bert: Path | str | None, compute: Compute) -> GroundingDino:
-    """GroundingDINO on `compute`, by groundingdino-py from a file and by transformers from a folder.
-
-    BERT's vocabulary is in the folder `bert`, which a folder of the port does not need. Nothing is executed from
-    either. Raises `OSError` for what is not there, and `ValueError` for what is broken or another model's.
-    """
+    """GroundingDINO on `compute`, by groundingdino-py from a file, for which BERT's vocabulary is in the folder `bert`,
+    and by transformers from a folder. `OSError` for what is not there, `ValueError` for what is broken or another's."""
     path = Path(weights).expanduser()
     return _load_port(path, compute) if path.is_dir() else _load_original(path, bert, compute)
 
 
 def _check_vocabulary(tokenizer: Any, rows: int, folder: Path) -> None:
-    """Raise `ValueError` for another vocabulary, or the empty one that transformers makes where the file is missing."""
+    """Raise `ValueError` for another vocabulary, or the empty one that transformers makes where there is no file."""
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     if len(tokenizer) != rows or ids != list(SPECIAL_TOKENS.values()):
         needed = f"bert-base-uncased's of {rows} (vocab.txt or tokenizer.json)"
@@ -139,12 +129,11 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
         return output["pred_logits"][0], output["pred_boxes"][0]
 
     name = f"GroundingDINO {variant} ({weights.name}, groundingdino-py)"
-    size = {"shortest_edge": 800, "longest_edge": 1333}
-    return GroundingDino(name, network, tokenizer, model.max_text_len, size, compute)
+    return GroundingDino(name, network, tokenizer, model.max_text_len, dict(AUTHORS_SIZE), compute)
 
 
 def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module:
-    """The package's model with random weights, by its module `settings`; it fetches nothing."""
+    """The package's model with random weights, by its module `settings`."""
     from transformers import BertModel
 
     with warnings.catch_warnings():
@@ -152,9 +141,9 @@ def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module
         package = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
         args = types.SimpleNamespace(**vars(importlib.import_module(f"groundingdino.config.{settings}")))
         args.use_checkpoint = args.use_transformer_ckpt = False  # saves memory in training only
-        loaders = types.SimpleNamespace(
-            get_tokenlizer=lambda _: tokenizer, get_pretrained_language_model=lambda _: BertModel(bert_config)
-        )
+        loaders = types.SimpleNamespace()
+        loaders.get_tokenlizer = lambda _: tokenizer
+        loaders.get_pretrained_language_model = lambda _: BertModel(bert_config)
         # the package takes its text encoder from these two names: they are other ones while the model is built
         before = package.BertModelWarper, package.get_tokenlizer
         package.BertModelWarper, package.get_tokenlizer = TextEncoder, loaders
@@ -174,7 +163,7 @@ class TextEncoder(nn.Module):
         self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
 
     def forward(self, attention_mask: Tensor, **tokens: Tensor) -> dict[str, Tensor]:
-        """`attention_mask`: bool [B, T, T], True where a token (row) looks. Returns `last_hidden_state` [B, T, D]."""
+        """`last_hidden_state` [B, T, D]; `attention_mask` is bool [B, T, T], True where a token (row) looks."""
         hidden = self.embeddings(**tokens)
         # Added to the attention logits: of a bool mask, eager attention would add 1 where it is True, and mask nothing.
         mask = torch.where(attention_mask, 0.0, torch.finfo(hidden.dtype).min)[:, None]  # [B, 1, T, T]

@@ -28,13 +28,9 @@ class Models:
 
 
 def load_models(compute: Compute, models: str = "auto", *, compile: bool = False, **where) -> Models:
-    """Find the models as `find_models` does, with `where` for its other arguments, and load them.
-
-    compile: SAM 2's image encoder by torch.compile.
-    """
+    """Find the models as `find_models` does, with `where` for its other arguments, and load them."""
     found = find_models(models, **where)
     dino = grounding_dino.load(found.dino, found.bert, compute)
     sam2 = sam2_image.load_sam2(found.sam2, compute, compile)
-    return Models(
-        dino, sam2, clipseg.load_clipseg(found.clipseg, compute), compute, found.kind, found.sources, found.notes
-    )
+    heat = clipseg.load_clipseg(found.clipseg, compute)
+    return Models(dino, sam2, heat, compute, found.kind, found.sources, found.notes)

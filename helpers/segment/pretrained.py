@@ -17,10 +17,7 @@ from helpers.common.hub import reason
 
 def load_pretrained(folder: Path, kind: str, expected: str, model_class: Any, *others: Any) -> list:
     """`[model, *others]` of classes of transformers from a folder; the model in float32, without gradients.
-
-    Raises `ValueError`, whose message ends in `expected`, for a folder that is not there, incomplete, broken or of
-    another `model_type` than `kind`.
-    """
+    `ValueError` for a folder that is not there, incomplete, broken or of another `model_type` than `kind`."""
     from transformers.utils import logging
 
     found = model_type(folder)

@@ -55,8 +55,7 @@ def parse_phrases(prompt: str | Sequence[str]) -> list[str]:
         parts = [re.sub(rf"^\s*{NUMBER}", "", _visible(text)).strip(SEPARATORS + EDGES) for text in texts]
     phrases = list(dict.fromkeys(filter(None, (" ".join(part.strip(EDGES).split()) for part in parts))))
     if not phrases:
-        shown = str(prompt)[:40]
-        raise ValueError(f"The prompt {shown!r} names nothing to look for: give phrases, such as 'cat. red dog.'")
+        raise ValueError(f"{str(prompt)[:40]!r} names nothing to look for: give phrases, such as 'cat. red dog.'")
     return phrases
 
 
@@ -80,27 +79,22 @@ def _visible(text: str) -> str:
 
 def _split(text: str) -> list[str]:
     """The parts of a text between its separators; where a line begins with a list's number, each one begins a part."""
-    lines = text.split("\n")
-    for i, line in enumerate(lines):
-        if re.match(rf"[{re.escape(EDGES)}]*{NUMBER}", line):
-            lines[i] = re.sub(rf"(?<!\w){NUMBER}", "\n", line)
-    return re.findall(f"(?:{INNER}|[^{SEPARATORS}])+", "\n".join(lines))
+    numbered = rf"^[{re.escape(EDGES)}]*{NUMBER}.*"
+    text = re.sub(numbered, lambda line: re.sub(rf"(?<!\w){NUMBER}", "\n", line[0]), text, flags=re.MULTILINE)
+    return re.findall(f"(?:{INNER}|[^{SEPARATORS}])+", text)
 
 
 def caption_passes(phrases: Sequence[str], tokenizer: Any, max_tokens: int) -> list[Caption]:
-    """Spread `phrases` over as few captions of at most `max_tokens` tokens as keeping their order allows.
-
-    Those that BERT's `tokenizer` cannot read are left out. `ValueError` for one that is too long for any caption.
-    """
+    """Spread `phrases` over as few captions of at most `max_tokens` tokens as keeping their order allows; those that
+    BERT's `tokenizer` cannot read are left out. `ValueError` for one that is too long for any caption."""
     groups: list[list[str]] = []
     used, gone = max_tokens, unreadable(phrases, tokenizer)
     for phrase in (phrase for phrase in phrases if phrase not in gone):
         length = len(tokenizer.tokenize(_spoken(phrase)))
         if length > max_tokens - 3:  # [CLS], [SEP] and its full stop
-            raise ValueError(
-                f"The phrase {textwrap.shorten(phrase, 40, placeholder=' …')!r} has {length} tokens, and the detector "
-                f"reads {max_tokens - 3} at most: shorten it, or split it with '.' or ','."
-            )
+            shown = textwrap.shorten(phrase, 40, placeholder=" …")
+            limit = f"the detector reads {max_tokens - 3} at most: shorten it, or split it with '.' or ','."
+            raise ValueError(f"The phrase {shown!r} has {length} tokens, and {limit}")
         if used + length + 1 > max_tokens:
             groups.append([])
             used = 2

@@ -1,10 +1,8 @@
 """Boxes to masks with SAM 2 (Ravi et al., 2024, arXiv:2408.00714), through the package `sam2`.
 
-    segmenter = load_sam2("weights/sam2.1_hiera_small.pt", pick_compute())
-    segmenter.set_image(image)                # uint8 [H, W, 3]; the one encoding serves every box
-    masks, scores = segmenter.masks(boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
-
-Nothing is executed from a checkpoint or a configuration, and the package's compiled extension is not needed.
+segmenter = load_sam2("weights/sam2.1_hiera_small.pt", pick_compute())
+segmenter.set_image(image)                # uint8 [H, W, 3]; the one encoding serves every box
+masks, scores = segmenter.masks(boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's
 
 
 def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> Segmenter:
-    """SAM 2 on `compute`, from what `build_model` takes. `compile` its image encoder with `torch.compile`: it takes
-    minutes, and pays after hundreds of frames."""
+    """SAM 2 on `compute`, from what `build_model` takes. `compile`: takes minutes, pays after hundreds of frames."""
     model, name = build_model(weights)
     model = model.to(compute.device)
     if compile:
@@ -49,11 +46,8 @@ def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> S
 
 
 def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
-    """The package's video predictor, which serves images as well (on the CPU, without gradients), and its name.
-
-    `weights`: a released checkpoint, or a folder with `config.yaml` and `model.safetensors`. Raises `FileNotFoundError`
-    where there is no such file, and `ValueError` for one that is broken or another model's.
-    """
+    """The package's video predictor (on the CPU, without gradients) and its name, from a released checkpoint or a
+    folder with `config.yaml` and `model.safetensors`. `ValueError` for what is broken or another model's."""
     path = Path(weights).expanduser()
     model, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
     fill(model, state, f"{path} does not fit {name}", EXPECTED)
@@ -128,11 +122,8 @@ class Segmenter:
         self._size = image.shape[:2]
 
     def masks(self, boxes: np.ndarray | Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-        """Masks bool [N, H, W] and SAM's estimates of their IoU, float32 [N], for N >= 0 boxes.
-
-        `boxes` [N, 4] are (x0, y0, x1, y1) in pixels; what lies outside of the image is cut off. They are decoded in
-        chunks: beside the result memory does not grow with N.
-        """
+        """Masks bool [N, H, W] and SAM's estimates of their IoU, float32 [N], for N >= 0 boxes (x0, y0, x1, y1) in
+        pixels. What lies outside of the image is cut off. Decoded in chunks: memory does not grow with N."""
         height, width = self._size
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.float32([width, height, width, height]))
         masks, scores = np.empty((len(boxes), height, width), bool), np.empty(len(boxes), np.float32)

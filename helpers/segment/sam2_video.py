@@ -23,13 +23,11 @@ from tqdm import tqdm
 from helpers.segment.sam2_image import Segmenter
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ENDLESS = 2**40  # frames
 
 
 class VideoTracker:
-    """The objects of one video of `height` x `width` pixels. Frames are shown one after the other, in either direction;
-    on each of them objects can be added, and all are tracked. SAM 2 scales time by the number of `frames` where there
-    are few."""
+    """The objects of one video. Frames are shown one after the other, in either direction; on each of them objects can
+    be added, and all are tracked. SAM 2 scales time by the number of `frames` where there are few."""
 
     def __init__(self, segmenter: Segmenter, height: int, width: int, frames: int) -> None:
         from sam2 import sam2_video_predictor
@@ -40,7 +38,7 @@ class VideoTracker:
         pointers = self._model.max_obj_ptrs_in_encoder
         self._reach = max(pointers, self._model.num_maskmem * self._model.memory_temporal_stride_for_eval)
         self._shown = _ShownFrame()
-        frames = frames if frames < pointers else _ENDLESS
+        frames = frames if frames < pointers else 2**40  # the package's loop is to end where the video does
         self._state = _fresh_state(self._shown, frames, height, width, self._compute.device)
         self._walk: Iterator | None = None
         self._backwards = False
@@ -51,8 +49,7 @@ class VideoTracker:
         return list(self._state["obj_ids"])
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """`image`, uint8 RGB [H, W, 3], at the size of the model's input, uint8 [3, S, S]. It touches nothing of the
-        tracker: another thread may do it for the frames to come."""
+        """`image`, uint8 RGB [H, W, 3], as the model takes it, uint8 [3, S, S]; another thread may do it ahead."""
         resized = np.asarray(Image.fromarray(image).resize((self._model.image_size,) * 2))
         # by NumPy: torch would do it with threads, which on a CPU get in the way of the model's
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

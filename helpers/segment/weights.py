@@ -53,19 +53,18 @@ class Part:
     file: str = ""  # pattern of the names of its checkpoints
     model_type: str = ""  # in the config.json of its folders
     main: str = "model.safetensors"  # the largest file of those folders
-    sizes: tuple[str, ...] = ()
 
     @property
     def expected(self) -> str:
         """What the parameter may be, as text."""
         config = f"config.json (model_type {self.model_type})" if self.model_type else "config.yaml"
-        kinds = [f"a folder with {config} and {self.main}", f"a hub id like {self.hub_ids[0]}", *self.sizes]
-        return "; ".join([f"a file like {CHECKPOINTS[self.hub_ids[0]]}", *kinds] if self.file else kinds)
+        kinds = f"a folder with {config} and {self.main}, or a hub id like {self.hub_ids[0]}"
+        return f"a file like {CHECKPOINTS[self.hub_ids[0]]}, {kinds}" if self.file else kinds
 
 
 PARTS = {
     "groundingdino": Part("GroundingDINO", "dino_weights", DINO_IDS, r"groundingdino_swin\w+\.pth", "grounding-dino"),
-    "sam2": Part("SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt", sizes=tuple(SAM2)),
+    "sam2": Part("SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt"),
     "clipseg": Part("CLIPSeg", "clipseg_weights", ("CIDAS/clipseg-rd64-refined",), model_type="clipseg"),
     "bert": Part("BERT's vocabulary", "bert_path", BERT_IDS, model_type="bert", main="vocab.txt"),
 }
@@ -94,10 +93,9 @@ def find_models(
 ) -> Found:
     """Find the three models (and BERT's vocabulary, for GroundingDINO as its authors' file), or fetch them.
 
-    models: `"full"`: what was given, attached Kaggle inputs and ./weights, the Hugging Face hub's cache, a download.
-    `"auto"`: the same, but all are the embedded tiny ones where any is missing and none was given. `"tiny"`: those.
-    What is given (a file, a folder that holds it, a hub id, a size of SAM 2) is used, or it is a `WeightsError`.
-    """
+    `"full"`: what was given, attached Kaggle inputs and ./weights, the Hugging Face hub's cache, a download. `"auto"`:
+    the same, but all are the embedded tiny ones where any is missing and none was given. `"tiny"`: those. What is given
+    (a file, a folder that holds it, a hub id, a size of SAM 2) is used, or it is a `WeightsError`."""
     if models not in ("auto", "full", "tiny"):
         raise ValueError(f"models={models!r}: expected 'auto', 'full' or 'tiny'")
     values = dict(zip(PARTS, (dino_weights, sam2_weights, clipseg_weights, bert_path), strict=True))
@@ -110,8 +108,8 @@ def find_models(
 
     wanted = dict(PARTS)
     if (size := given.get("sam2")) in SAM2:  # that one alone, wherever it is
-        hub_id = SAM2[size]
-        wanted["sam2"] = replace(PARTS["sam2"], title=f"SAM 2 {size}", hub_ids=(hub_id,), file=CHECKPOINTS[hub_id])
+        file = CHECKPOINTS[SAM2[size]]
+        wanted["sam2"] = replace(PARTS["sam2"], title=f"SAM 2 {size}", hub_ids=(SAM2[size],), file=file)
     hits = {part: _given(part, value, download) for part, value in given.items() if wanted[part] is PARTS[part]}
     places = functools.cache(lambda: [(*entry, origin) for root, origin in _roots().items() for entry in _walk(root)])
     missing, problem = [], ""
@@ -128,8 +126,8 @@ def find_models(
         sources = {part: f"{hits[part][0]} ({hits[part][1]})" for part in PARTS if part in hits}
         return Found(*(hits[part][0] if part in hits else None for part in PARTS), "full", sources)
 
-    titles, looked = ", ".join(spec.title for spec in missing), ", ".join(map(str, _roots()))
-    note = f"Not found in {looked} and the hub's cache: {titles}. Not fetched: {problem}"
+    titles = ", ".join(spec.title for spec in missing)
+    note = f"Not found in {', '.join(map(str, _roots()))} and the hub's cache: {titles}. Not fetched: {problem}"
     if models == "auto" and not given:
         return _embedded(note)
     raise WeightsError(
@@ -160,7 +158,8 @@ def _given(part: str, value: str, download: bool) -> Hit:
             return found, f"given, {origin}"
         except HubError as error:
             problem = f"is no folder here, and not fetched: {error}"
-    raise WeightsError(f"{spec.parameter}={value!r} {problem}. Expected: {spec.expected}.")
+    sizes = f", or {', '.join(SAM2)}" if part == "sam2" else ""
+    raise WeightsError(f"{spec.parameter}={value!r} {problem}. Expected: {spec.expected}{sizes}.")
 
 
 def _find(spec: Part, places: Callable[[], list[tuple[Path, dict[str, Path], str]]], download: bool) -> Hit:
