@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,56 +18,42 @@ import torch
 from helpers.common.device import Compute
 from helpers.segment.pretrained import load_pretrained, title
 
-if TYPE_CHECKING:
-    from transformers import CLIPSegProcessor
-
-EXPECTED = (
-    "Expected: a folder with config.json (model_type clipseg), model.safetensors or pytorch_model.bin, "
-    "preprocessor_config.json and the tokenizer's files, such as CIDAS/clipseg-rd64-refined of the hub"
-)
+EXPECTED = "Expected: a folder with config.json (model_type clipseg) and all else of CIDAS/clipseg-rd64-refined"
 _MOST_PHRASES = 16  # decoded at once: about 15 MB each at 352 x 352
 
 
 def load_clipseg(weights: str | Path, compute: Compute) -> ClipSeg:
-    """CLIPSeg on `compute`, from a folder of transformers' layout; `ValueError` for one that is absent, incomplete,
-    broken or another model's."""
+    """CLIPSeg from a folder of transformers' layout; errors as of `load_pretrained`."""
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     folder = Path(weights).expanduser()
-    model, processor = load_pretrained(folder, ["clipseg"], EXPECTED, CLIPSegForImageSegmentation, CLIPSegProcessor)
+    model, processor = load_pretrained(folder, "clipseg", EXPECTED, CLIPSegForImageSegmentation, CLIPSegProcessor)
     return ClipSeg(model.to(compute.device), processor, f"CLIPSeg ({title(folder)})", compute)
 
 
 class ClipSeg:
     """CLIPSeg with the image's features computed once for all phrases. `name` is the model's."""
 
-    def __init__(self, model: torch.nn.Module, processor: CLIPSegProcessor, name: str, compute: Compute) -> None:
-        self.name = name
-        self._model = model
-        self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
-        self._compute = compute
+    def __init__(self, model: torch.nn.Module, processor: Any, name: str, compute: Compute) -> None:
+        self._model, self._processor, self.name, self._compute = model, processor, name, compute
 
     @torch.inference_mode()
     def heatmaps(self, image: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
-        """For each phrase the probability that a pixel belongs to it: float32 [P, h, w] in [0, 1].
-
-        `image` is uint8 RGB [H, W, 3] of any size; h and w are the model's own (352 x 352 for the released ones), each
-        covering the whole image. What a phrase has beyond the text tower's length (77 tokens) is ignored.
-        """
+        """The probability that a pixel of `image`, uint8 [H, W, 3], belongs to each phrase: float32 [P, h, w], at the
+        model's own size (352 x 352). What a phrase has beyond the text tower's length (77 tokens) is ignored."""
         config, device = self._model.config, self._compute.device
         # scaled down before it becomes float; the layout of 1 x 5000 pixels could not be told from the shape
-        pixels = self._image_processor(
+        pixels = self._processor.image_processor(
             np.require(image, requirements=["C", "W"]), input_data_format="channels_last", return_tensors="pt"
         )["pixel_values"].to(device)
-        limit, maps = config.text_config.max_position_embeddings, []
+        cut = {"padding": True, "truncation": True, "max_length": config.text_config.max_position_embeddings}
+        maps = []
         with self._compute.autocast():
             features = self._model.clip.vision_model(pixels, output_hidden_states=True, return_dict=True).hidden_states
             for start in range(0, len(phrases), _MOST_PHRASES):
                 chunk = list(phrases[start : start + _MOST_PHRASES])
-                tokens = self._tokenizer(chunk, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-                condition = self._model.get_conditional_embeddings(
-                    len(chunk), tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-                )
+                tokens = self._processor.tokenizer(chunk, return_tensors="pt", **cut).to(device)
+                condition = self._model.get_conditional_embeddings(len(chunk), **tokens)
                 # hidden_states[0] is what enters the first layer
                 activations = [features[layer + 1].expand(len(chunk), -1, -1) for layer in config.extract_layers]
                 logits = self._model.decoder(activations, condition).logits  # of one phrase without the first axis

@@ -36,13 +36,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images, video, and the phrases to look for in each. `root` is what the images were found by, and `is_folder`
-    says whether each of them gets a folder of its own; `clip` is None where there is no video."""
+    """Images, video, and the phrases to look for in each."""
 
     images: list[Path]
     phrases: list[str]
-    root: Path | str
-    is_folder: bool
+    root: Path | str  # what the images were found by
+    is_folder: bool  # each image gets a folder of its own
     folder_phrases: list[str]
     clip: VideoReader | None
     clip_phrases: list[str]
@@ -52,11 +51,7 @@ def find_inputs(
     images: str | Path | None, video: str | Path | None, prompt: str | Sequence[str] | None, out: Path, seed: int
 ) -> Inputs:
     """Find what the parameters name. Without images the first frame of the video stands for them; without either,
-    scenes and a clip of shapes are drawn into `out`, with prompts of their own.
-
-    Raises `ValueError` where there is nothing to look for, and what `find_images` and `VideoReader` raise for files
-    that are not there or cannot be read.
-    """
+    scenes and a clip of shapes are drawn into `out`, with prompts of their own."""
     if prompt is None and (images or video):
         raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
     phrases = None if prompt is None else parse_phrases(prompt)
@@ -66,16 +61,12 @@ def find_inputs(
         is_folder = len(paths) > 1 or paths != [Path(images).expanduser()]
         return Inputs(paths, phrases, images, is_folder, phrases, clip, phrases)
     # of several processes one writes, and tells the others
+    main, folder = distributed.is_main(), out / "examples"
     if clip is not None:
-        frame = save_first_frame(video, out / "first_frame.png") if distributed.is_main() else None
-        frame = distributed.broadcast(frame)
+        frame = distributed.broadcast(save_first_frame(video, out / "first_frame.png") if main else None)
         return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
-    drawn = _draw(out / "examples", seed) if distributed.is_main() else None
-    paths, scene_prompt, clip_path, clip_prompt = distributed.broadcast(drawn)
-    scene, folder, tracked = (phrases or parse_phrases(text) for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
-    print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {out / 'examples'}")
-    return Inputs(paths, scene, out / "examples", True, folder, VideoReader(clip_path), tracked)
-
-
-def _draw(folder: Path, seed: int) -> tuple[list[Path], str, Path, str]:
-    return *draw_examples(folder, seed), *draw_example_clip(folder, seed)[:2]
+    paths, scene_prompt = distributed.broadcast(draw_examples(folder, seed) if main else None)
+    clip_path, clip_prompt = distributed.broadcast(draw_example_clip(folder, seed)[:2] if main else None)
+    scene, each, tracked = (phrases or parse_phrases(text) for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
+    print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {folder}")
+    return Inputs(paths, scene, folder, True, each, VideoReader(clip_path), tracked)

@@ -11,10 +11,7 @@ from helpers.segment.weights import find_models
 
 @dataclass
 class Models:
-    """The three networks, the device and precision that they run at, and where each comes from.
-
-    kind: `"full"`, or `"tiny"` for the embedded ones. notes: what a reader of the results has to know of them.
-    """
+    """The three networks, the device and precision that they run at, and what `find_models` says of them."""
 
     dino: grounding_dino.GroundingDino
     sam2: sam2_image.Segmenter
@@ -31,17 +28,9 @@ class Models:
 
 
 def load_models(compute: Compute, models: str = "auto", *, compile: bool = False, **where) -> Models:
-    """Find the models as `find_models` of weights.py does, with `where` for its other arguments, and load them.
-
-    compile: SAM 2's image encoder by torch.compile.
-    """
+    """Find the models as `find_models` does, with `where` for its other arguments, and load them."""
     found = find_models(models, **where)
-    return Models(
-        grounding_dino.load(found.dino, found.bert, compute),
-        sam2_image.load_sam2(found.sam2, compute, compile=compile),
-        clipseg.load_clipseg(found.clipseg, compute),
-        compute,
-        found.kind,
-        found.sources,
-        found.notes,
-    )
+    dino = grounding_dino.load(found.dino, found.bert, compute)
+    sam2 = sam2_image.load_sam2(found.sam2, compute, compile)
+    heat = clipseg.load_clipseg(found.clipseg, compute)
+    return Models(dino, sam2, heat, compute, found.kind, found.sources, found.notes)

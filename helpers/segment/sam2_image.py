@@ -1,10 +1,8 @@
 """Boxes to masks with SAM 2 (Ravi et al., 2024, arXiv:2408.00714), through the package `sam2`.
 
-    segmenter = load_sam2("weights/sam2.1_hiera_small.pt", pick_compute())
-    segmenter.set_image(image)                # uint8 [H, W, 3]; the one encoding serves every box
-    masks, scores = segmenter.masks(boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
-
-Nothing is executed from a checkpoint or a configuration, and the package's compiled extension is not needed.
+segmenter = load_sam2("weights/sam2.1_hiera_small.pt", pick_compute())
+segmenter.set_image(image)                # uint8 [H, W, 3]; the one encoding serves every box
+masks, scores = segmenter.masks(boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
 """
 
 from __future__ import annotations
@@ -14,19 +12,14 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from helpers.common.device import Compute, compile_if_possible
-from helpers.common.files import load_plain
 from helpers.common.hub import reason
-from helpers.segment.pretrained import fill
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from helpers.segment.pretrained import fill, load_checkpoint
 
 # (width, number of blocks) of the image encoder: (letter in the package's configuration files, name)
 SIZES = {(96, 12): ("t", "tiny"), (96, 16): ("s", "small"), (112, 24): ("b+", "base+"), (144, 48): ("l", "large")}
@@ -34,121 +27,83 @@ EXPECTED = (
     "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), or a folder with "
     "config.yaml and model.safetensors"
 )
-# What sam2's own builders set for use after training: where the single mask of a prompt is not stable, the best of the
-# three ambiguous ones takes its place; and what a video's memory holds of a prompted frame is its mask as it is shown.
-_AFTER_TRAINING = {
-    "sam_mask_decoder_extra_args": {
-        "dynamic_multimask_via_stability": True,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    },
-    "binarize_mask_from_pts_for_mem_enc": True,
-}
-_FOR_VIDEO = {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}
-
 _MOST_BOXES = 32  # decoded at once: about 50 MB each inside the decoder
 _MOST_PIXELS = 2**26  # of all masks of a chunk together: float32 at the image's size, twice
 
 
 def load_sam2(weights: str | Path, compute: Compute, compile: bool = False) -> Segmenter:
-    """SAM 2 on `compute`, for images, and for videos with `segment.sam2_video`; weights and errors as in `build_model`.
-
-    With `compile` the image encoder goes through `torch.compile`: it takes minutes, and pays after hundreds of frames.
-    """
+    """SAM 2 on `compute`, from what `build_model` takes. `compile`: takes minutes, pays after hundreds of frames."""
     model, name = build_model(weights)
     model = model.to(compute.device)
     if compile:
-        _compile_encoder(model, compute)
+        # Not by the package's `compile_image_encoder`: that asks for CUDA graphs, in which the features of an image are
+        # overwritten by the next one's, and the predictors keep them for longer.
+        example = torch.zeros(1, 3, model.image_size, model.image_size, device=compute.device)
+        with torch.no_grad(), compute.autocast():
+            model.image_encoder(example)  # keeps the encodings of positions: not inside of what is compiled
+            compile_if_possible([model.image_encoder], lambda: model.image_encoder(example))
     return Segmenter(model, name, compute)
 
 
-def _compile_encoder(model: torch.nn.Module, compute: Compute) -> None:
-    """Compile the image encoder if that works here, else say why not.
-
-    Not by the package's `compile_image_encoder`: that asks for CUDA graphs, in which the features of an image are
-    overwritten by the next one's, and the predictors keep them for longer.
-    """
-    encoder = model.image_encoder
-    example = torch.zeros(1, 3, model.image_size, model.image_size, device=compute.device)
-    with torch.no_grad(), compute.autocast():
-        encoder(example)  # the encodings of positions are kept from the first call on: not inside of what is compiled
-        compile_if_possible([encoder], lambda: encoder(example))
-
-
 def build_model(weights: str | Path) -> tuple[torch.nn.Module, str]:
-    """The package's video predictor, which serves images as well (on the CPU, without gradients), and its name.
-
-    `weights`: a released checkpoint, which is set up as by sam2's own builders (but for the filling of holes in videos,
-    which needs the compiled extension), or a folder with `config.yaml` and `model.safetensors`. Raises
-    `FileNotFoundError` where there is no such file, and `ValueError` for one that is broken or another model's.
-    """
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
+    """The package's video predictor (on the CPU, without gradients) and its name, from a released checkpoint or a
+    folder with `config.yaml` and `model.safetensors`. `ValueError` for what is broken or another model's."""
     path = Path(weights).expanduser()
-    config, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    try:
-        model = instantiate(OmegaConf.merge(config, _FOR_VIDEO))
-        fill(model, state)
-    except Exception as error:  # a configuration's mistakes surface as any type
-        raise ValueError(f"{path} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
+    model, state, name = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
+    fill(model, state, f"{path} does not fit {name}", EXPECTED)
     return model.eval().requires_grad_(False), name
 
 
-def _read_checkpoint(path: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
-    """Configuration, tensors and name of a released model."""
-    from omegaconf import OmegaConf
+def _read_checkpoint(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor], str]:
+    """A released model with random weights, its tensors and its name."""
+    from sam2.build_sam import build_sam2_video_predictor
 
-    content = load_plain(path, f". {EXPECTED}.")
-    state = content.get("model") if isinstance(content, dict) else None
-    state = state if isinstance(state, dict) else {}
+    state = load_checkpoint(path, EXPECTED)
     width = len(state.get("image_encoder.trunk.patch_embed.proj.weight", ()))
     blocks = len({key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")})
     if (width, blocks) not in SIZES:
         raise ValueError(f"{path} is another model's: {blocks} blocks of image_encoder, width {width}. {EXPECTED}.")
     letter, size = SIZES[width, blocks]
     version = "2.1" if "no_obj_embed_spatial" in state else "2"
-    config = _package_config(f"sam{version}/sam{version}_hiera_{letter}.yaml")
-    return OmegaConf.merge(config, _AFTER_TRAINING), state, f"SAM {version} Hiera {size}"
+    model = build_sam2_video_predictor(f"configs/sam{version}/sam{version}_hiera_{letter}.yaml", device="cpu")
+    model.fill_hole_area = 0  # the filling of holes needs the compiled extension
+    return model, state, f"SAM {version} Hiera {size}"
 
 
-def _read_folder(folder: Path) -> tuple[DictConfig, dict[str, Tensor], str]:
-    """Configuration, tensors and name of a model of one's own.
+def _read_folder(folder: Path) -> tuple[torch.nn.Module, dict[str, Tensor], str]:
+    """A model of one's own with random weights, its tensors and its name.
 
     What a configuration names gets called, and by way of a module's imports a name below `sam2.` reaches everything
     (`sam2.build_sam.os.system`): so it may name the classes of the package's own configurations alone. Nor may it give
     the image encoder a file, which would be unpickled.
     """
+    import sam2
+    from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from safetensors.torch import load_file
 
+    def read(path: Path) -> tuple[dict, set[str]]:
+        """A configuration, and what it has called, at any depth, with the arguments that could name a file."""
+        config = OmegaConf.to_container(OmegaConf.load(path).model, resolve=True)
+        return config, set(re.findall(r'"(?:_target_|_args_|weights_path)": [^,}]*', json.dumps(config)))
+
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model, resolve=True)
+        config, called = read(folder / "config.yaml")
         state = load_file(folder / "model.safetensors")
     except Exception as error:  # of YAML, of OmegaConf, of safetensors, of the disk
         raise ValueError(f"{folder} cannot be read as SAM 2: {reason(error)}. {EXPECTED}.") from error
-    known = OmegaConf.to_container(_package_config("sam2.1/sam2.1_hiera_t.yaml"))
-    if strange := ", ".join(sorted(_called(config) - _called(known))):
+    _, known = read(Path(sam2.__file__).parent / "configs/sam2.1/sam2.1_hiera_t.yaml")
+    if strange := ", ".join(sorted(called - known)):
         raise ValueError(f"{folder}/config.yaml names {strange}, which is no part of SAM 2. {EXPECTED}.")
-    count = sum(tensor.numel() for tensor in state.values())
-    return OmegaConf.create(config), state, f"SAM 2, {count / 1e6:.1f} M parameters"
-
-
-def _called(config: dict) -> set[str]:
-    """What a configuration has called, at any depth, and the arguments that could name a file."""
-    return set(re.findall(r'"(?:_target_|_args_|weights_path)": [^,}]*', json.dumps(config)))
-
-
-def _package_config(name: str) -> DictConfig:
-    import sam2
-    from omegaconf import OmegaConf
-
-    return OmegaConf.load(Path(sam2.__file__).parent / "configs" / name).model
+    name = f"SAM 2, {sum(tensor.numel() for tensor in state.values()) / 1e6:.1f} M parameters"
+    try:
+        return instantiate(config | {"_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor"}), state, name
+    except Exception as error:  # a configuration's mistakes surface as any type
+        raise ValueError(f"{folder} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
 
 
 class Segmenter:
-    """An image encoded once, and a mask for each box asked for. `name` is the model's; `model` (the package's video
-    predictor) and `compute` serve videos too."""
+    """An image encoded once, and a mask for each box asked for. `model` is the package's video predictor."""
 
     def __init__(self, model: torch.nn.Module, name: str, compute: Compute) -> None:
         from sam2.sam2_image_predictor import SAM2ImagePredictor
@@ -167,11 +122,8 @@ class Segmenter:
         self._size = image.shape[:2]
 
     def masks(self, boxes: np.ndarray | Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-        """Masks bool [N, H, W] and SAM's estimates of their IoU, float32 [N], for N >= 0 boxes.
-
-        `boxes` [N, 4] are (x0, y0, x1, y1) in pixels of the image; what lies outside of it is cut off first. The boxes
-        go through the decoder in chunks: beside the result, which takes N * H * W bytes, memory does not grow with N.
-        """
+        """Masks bool [N, H, W] and SAM's estimates of their IoU, float32 [N], for N >= 0 boxes (x0, y0, x1, y1) in
+        pixels. What lies outside of the image is cut off. Decoded in chunks: memory does not grow with N."""
         height, width = self._size
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.float32([width, height, width, height]))
         masks, scores = np.empty((len(boxes), height, width), bool), np.empty(len(boxes), np.float32)

@@ -1,8 +1,7 @@
 """Objects followed through a video with SAM 2 (Ravi et al., 2024, arXiv:2408.00714, section 4), in bounded memory.
 
-The package's video predictor wants all frames at once, as float32 of its input's size (12.6 MB each), and keeps its
-memories of every frame. Here a frame is handed over when its turn comes, and what the model will not attend to again is
-let go; its masks are those of the package, bit for bit.
+The package's video predictor wants all frames at once, 12.6 MB each, and keeps its memories of every frame. Here a
+frame is handed over when its turn comes, and what the model will not attend to again is let go; the masks are the same.
 
     tracker = VideoTracker(segmenter, height, width, frames=len(video))
     tracker.show(0, tracker.prepare(image))           # uint8 [H, W, 3]
@@ -24,15 +23,11 @@ from tqdm import tqdm
 from helpers.segment.sam2_image import Segmenter
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ENDLESS = 2**40  # frames
 
 
 class VideoTracker:
     """The objects of one video. Frames are shown one after the other, in either direction; on each of them objects can
-    be added, and all are tracked.
-
-    height, width: of the frames, in pixels. frames: how many there are; SAM 2 scales time by it where there are few.
-    """
+    be added, and all are tracked. SAM 2 scales time by the number of `frames` where there are few."""
 
     def __init__(self, segmenter: Segmenter, height: int, width: int, frames: int) -> None:
         from sam2 import sam2_video_predictor
@@ -43,8 +38,8 @@ class VideoTracker:
         pointers = self._model.max_obj_ptrs_in_encoder
         self._reach = max(pointers, self._model.num_maskmem * self._model.memory_temporal_stride_for_eval)
         self._shown = _ShownFrame()
-        frames = frames if frames < pointers else _ENDLESS
-        self._state = _fresh_state(self._shown, frames, height, width, segmenter.compute.device)
+        frames = frames if frames < pointers else 2**40  # the package's loop is to end where the video does
+        self._state = _fresh_state(self._shown, frames, height, width, self._compute.device)
         self._walk: Iterator | None = None
         self._backwards = False
 
@@ -54,10 +49,8 @@ class VideoTracker:
         return list(self._state["obj_ids"])
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """`image` (uint8 RGB [H, W, 3]) at the size of the model's input, as the package resizes it: uint8 [3, S, S].
-        Touches nothing of the tracker: another thread may do it for the frames to come."""
-        side = self._model.image_size
-        resized = np.asarray(Image.fromarray(image).resize((side, side)))
+        """`image`, uint8 RGB [H, W, 3], as the model takes it, uint8 [3, S, S]; another thread may do it ahead."""
+        resized = np.asarray(Image.fromarray(image).resize((self._model.image_size,) * 2))
         # by NumPy: torch would do it with threads, which on a CPU get in the way of the model's
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
@@ -69,19 +62,16 @@ class VideoTracker:
 
     @torch.inference_mode()
     def add(self, number: int, *, box: Sequence[float] | None = None, mask: np.ndarray | None = None) -> np.ndarray:
-        """Add object `number` on the frame shown, by its `box` (x0, y0, x1, y1 in pixels) or its `mask` (bool [H, W]).
-
-        Returns its mask, bool [H, W]. The number must not be in use, nor the frame tracked with it before.
-        """
+        """Add object `number`, a new one, on the frame shown, by its `box` (x0, y0, x1, y1 in pixels) or its `mask`
+        (bool [H, W]); returns its mask, bool [H, W]."""
         self._walk = None
-        index = self._shown.index
+        prompt = (self._state, self._shown.index, number)
         with self._compute.autocast():
             if box is not None:
-                box = np.asarray(box, np.float32)
-                _, numbers, logits = self._model.add_new_points_or_box(self._state, index, number, box=box)
+                _, _, logits = self._model.add_new_points_or_box(*prompt, box=np.asarray(box, np.float32))
             else:
-                _, numbers, logits = self._model.add_new_mask(self._state, index, number, mask)
-        return (logits[list(numbers).index(number), 0] > 0).cpu().numpy()
+                _, _, logits = self._model.add_new_mask(*prompt, mask)
+        return (logits[-1, 0] > 0).cpu().numpy()
 
     def remove(self, number: int) -> None:
         """Forget an object."""
@@ -90,36 +80,29 @@ class VideoTracker:
 
     @torch.inference_mode()
     def track(self, backwards: bool = False) -> dict[int, np.ndarray]:
-        """The mask, bool [H, W], of each object on the frame shown; all False where it cannot be seen.
-
-        Frames are to be shown in order from one on which an object was added, the first of them included;
-        `backwards` if their numbers fall. Raises `IndexError` for a frame out of order.
-        """
+        """The mask, bool [H, W], of each object on the frame shown; all False where it cannot be seen. Frames are to be
+        shown in order, or `backwards`, from one on which an object was added, that one included."""
         if not self._state["obj_ids"]:
             return {}
         if self._walk is None or backwards != self._backwards:
             self._backwards = backwards
-            self._walk = self._model.propagate_in_video(
-                self._state, start_frame_idx=self._shown.index, reverse=backwards
-            )
+            self._walk = self._model.propagate_in_video(self._state, self._shown.index, reverse=backwards)
         with self._compute.autocast():
             _, numbers, logits = next(self._walk)
         self._forget()
         return dict(zip(numbers, (logits[:, 0] > 0).cpu().numpy(), strict=True))
 
     def _forget(self) -> None:
-        """Let go of what is too far from the frame shown to be attended to again, and keep memories as autocast can
-        use them: the package stores bfloat16, which autocast to float16 refuses to concatenate with its own."""
-        for tracked, outputs in zip(
-            self._state["frames_tracked_per_obj"].values(), self._state["output_dict_per_obj"].values(), strict=True
-        ):
-            for by_frame in (tracked, outputs["non_cond_frame_outputs"]):
+        """Let go of what is too far from the frame shown to be attended to again, and keep memories as autocast takes
+        them: the package stores bfloat16, which autocast to float16 does not concatenate with its own."""
+        for number, outputs in self._state["output_dict_per_obj"].items():
+            recent = outputs["non_cond_frame_outputs"]
+            for by_frame in (recent, self._state["frames_tracked_per_obj"][number]):
                 for frame in [frame for frame in by_frame if abs(frame - self._shown.index) > self._reach]:
                     del by_frame[frame]
-            if self._compute.precision == "fp16":
-                for kept in (*outputs["cond_frame_outputs"].values(), *outputs["non_cond_frame_outputs"].values()):
-                    if kept["maskmem_features"] is not None:
-                        kept["maskmem_features"] = kept["maskmem_features"].half()
+            for kept in (*outputs["cond_frame_outputs"].values(), *recent.values()):
+                if self._compute.precision == "fp16" and kept["maskmem_features"] is not None:
+                    kept["maskmem_features"] = kept["maskmem_features"].half()
 
 
 class _ShownFrame:
@@ -135,18 +118,8 @@ class _ShownFrame:
 
 
 def _fresh_state(images: _ShownFrame, frames: int, height: int, width: int, device: torch.device) -> dict:
-    """The package's own state (`SAM2VideoPredictor.init_state`), which would read a video from a file."""
+    """The package's own state, for which its `init_state` would read a video from a file."""
     empty = """point_inputs_per_obj mask_inputs_per_obj cached_features constants obj_id_to_idx obj_idx_to_id
         output_dict_per_obj temp_output_dict_per_obj frames_tracked_per_obj"""
-    return {
-        "images": images,
-        "num_frames": frames,
-        "offload_video_to_cpu": False,
-        "offload_state_to_cpu": False,
-        "video_height": height,
-        "video_width": width,
-        "device": device,
-        "storage_device": device,
-        "obj_ids": [],
-        **{name: {} for name in empty.split()},
-    }
+    state: dict = {name: {} for name in empty.split()} | {"images": images, "num_frames": frames, "obj_ids": []}
+    return state | {"video_height": height, "video_width": width, "device": device, "storage_device": device}

@@ -1,15 +1,15 @@
 """Which models a run uses, and where they come from.
 
-found = find_models()                                # search, then download, then the embedded tiny models
-found = find_models("full", sam2_weights="large")    # the real ones, or a WeightsError that says what to do
+found = find_models("full", sam2_weights="large")    # or a WeightsError that says what to do
 found.dino, found.sam2, found.clipseg, found.bert    # local paths: loading them needs no network any more
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.common.environment import KAGGLE_INPUT, where
@@ -25,11 +25,17 @@ MOST_FOLDERS = 100  # looked into at one depth, those of few siblings first: a d
 # base+ 73.7, 34.8; large 74.6, 24.2. On a T4, and beside GroundingDINO, small is the best bargain: it is the default.
 SAM2 = {size: f"facebook/sam2.1-hiera-{size.replace('+', '-plus')}" for size in ("small", "tiny", "base+", "large")}
 SAM2_IDS = (*SAM2.values(), *(hub_id.replace("2.1", "2") for hub_id in SAM2.values()))
+DINO_IDS = ("ShilongLiu/GroundingDINO", "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base")
+BERT_IDS = ("google-bert/bert-base-uncased", "bert-base-uncased")
 # The checkpoint that is wanted of its authors' repository; of every other one a folder is.
 CHECKPOINTS = {hub_id: hub_id.split("/")[1].replace("-", "_") + ".pt" for hub_id in SAM2_IDS}
 CHECKPOINTS["ShilongLiu/GroundingDINO"] = "groundingdino_swint_ogc.pth"
 
-CACHE = "hub's cache"
+LIKE_AN_ID = r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)"
+BANNER = f"""{"=" * 100}
+THESE ARE TINY STAND-INS, NOT THE REAL GroundingDINO, SAM 2 AND CLIPSeg. They know drawn shapes and their colours
+('a red circle'), nothing else. For the real models: models='full', which downloads them or says what to attach.
+{"=" * 100}"""
 Hit = tuple[Path, str]  # a file or folder, and how it came here
 
 
@@ -43,62 +49,36 @@ class Part:
 
     title: str
     parameter: str
-    expected: str
     hub_ids: tuple[str, ...]  # the first is fetched, all are looked for in the cache
     file: str = ""  # pattern of the names of its checkpoints
     model_type: str = ""  # in the config.json of its folders
-    main: str = "model.safetensors"  # the largest file of those folders on the hub
+    main: str = "model.safetensors"  # the largest file of those folders
+
+    @property
+    def expected(self) -> str:
+        """What the parameter may be, as text."""
+        config = f"config.json (model_type {self.model_type})" if self.model_type else "config.yaml"
+        kinds = f"a folder with {config} and {self.main}, or a hub id like {self.hub_ids[0]}"
+        return f"a file like {CHECKPOINTS[self.hub_ids[0]]}, {kinds}" if self.file else kinds
 
 
 PARTS = {
-    "groundingdino": Part(
-        "GroundingDINO",
-        "dino_weights",
-        "groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, a folder of transformers' port (model_type "
-        "grounding-dino), or a hub id like IDEA-Research/grounding-dino-tiny",
-        ("ShilongLiu/GroundingDINO", "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"),
-        r"groundingdino_swin[tb]\w*\.pth",
-        "grounding-dino",
-    ),
-    "sam2": Part(
-        "SAM 2",
-        "sam2_weights",
-        f"a checkpoint like sam2.1_hiera_small.pt, {', '.join(SAM2)}, a hub id like facebook/sam2.1-hiera-small, or a "
-        "folder of one's own with config.yaml and model.safetensors",
-        SAM2_IDS,
-        r"sam2(\.1)?_hiera_\w+\.pt",
-    ),
-    "clipseg": Part(
-        "CLIPSeg",
-        "clipseg_weights",
-        "a folder of transformers' layout (model_type clipseg), or a hub id like CIDAS/clipseg-rd64-refined",
-        ("CIDAS/clipseg-rd64-refined",),
-        model_type="clipseg",
-    ),
-    "bert": Part(
-        "BERT's vocabulary",
-        "bert_path",
-        "a folder of bert-base-uncased (model_type bert) with vocab.txt or tokenizer.json",
-        ("google-bert/bert-base-uncased", "bert-base-uncased"),
-        model_type="bert",
-        main="vocab.txt",
-    ),
+    "groundingdino": Part("GroundingDINO", "dino_weights", DINO_IDS, r"groundingdino_swin\w+\.pth", "grounding-dino"),
+    "sam2": Part("SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt"),
+    "clipseg": Part("CLIPSeg", "clipseg_weights", ("CIDAS/clipseg-rd64-refined",), model_type="clipseg"),
+    "bert": Part("BERT's vocabulary", "bert_path", BERT_IDS, model_type="bert", main="vocab.txt"),
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """Local paths of the models; `bert` is None where GroundingDINO brings its own vocabulary.
-
-    `kind` is `"full"`, or `"tiny"` for the embedded models. `sources` says of each model which path it is and where
-    from; `notes` are for the reader of the results, such as the embedded models' banner.
-    """
+    """Local paths of the models, {part: which path it is and where from}, and notes for the reader of the results."""
 
     dino: Path
     sam2: Path
     clipseg: Path
-    bert: Path | None
-    kind: str
+    bert: Path | None  # where GroundingDINO does not bring its own vocabulary
+    kind: str  # "full" or "tiny"
     sources: dict[str, str]
     notes: tuple[str, ...] = ()
 
@@ -113,17 +93,9 @@ def find_models(
 ) -> Found:
     """Find the three models (and BERT's vocabulary, for GroundingDINO as its authors' file), or fetch them.
 
-    models="auto"   what was given; attached Kaggle inputs and ./weights; the Hugging Face hub's cache; a download.
-                    Where one is missing then, all three are the embedded tiny models, which know drawn shapes and
-                    colours only; but where any was given, a missing one is an error
-    models="full"   the same without the tiny models
-    models="tiny"   the embedded ones
-
-    What is given is used, or it is an error; nothing ever takes its place. It may be a file, a folder that holds it up
-    to seven folders deep, a hub id, and for SAM 2 also a size: `"tiny"`, `"small"`, `"base+"` or `"large"`.
-
-    Raises `WeightsError`, and `ValueError` for any other `models`.
-    """
+    `"full"`: what was given, attached Kaggle inputs and ./weights, the Hugging Face hub's cache, a download. `"auto"`:
+    the same, but all are the embedded tiny ones where any is missing and none was given. `"tiny"`: those. What is given
+    (a file, a folder that holds it, a hub id, a size of SAM 2) is used, or it is a `WeightsError`."""
     if models not in ("auto", "full", "tiny"):
         raise ValueError(f"models={models!r}: expected 'auto', 'full' or 'tiny'")
     values = dict(zip(PARTS, (dino_weights, sam2_weights, clipseg_weights, bert_path), strict=True))
@@ -134,141 +106,113 @@ def find_models(
             raise WeightsError(f"models='tiny' uses the embedded models only: leave it out, or else {parameters}.")
         return _embedded()
 
-    size = given["sam2"] if given.get("sam2") in SAM2 else None
-    hits = {part: _given(part, value, download) for part, value in given.items() if part != "sam2" or not size}
-    _search(hits, size)
-    problem = ""
-    try:
-        for part in _missing(hits):
-            usual = SAM2[size or "small"] if part == "sam2" else PARTS[part].hub_ids[0]
-            hits[part] = _from_hub(part, usual, download)
-    except HubError as error:
-        problem = str(error)
-    missing = _missing(hits)
+    wanted = dict(PARTS)
+    if (size := given.get("sam2")) in SAM2:  # that one alone, wherever it is
+        file = CHECKPOINTS[SAM2[size]]
+        wanted["sam2"] = replace(PARTS["sam2"], title=f"SAM 2 {size}", hub_ids=(SAM2[size],), file=file)
+    hits = {part: _given(part, value, download) for part, value in given.items() if wanted[part] is PARTS[part]}
+    places = functools.cache(lambda: [(*entry, origin) for root, origin in _roots().items() for entry in _walk(root)])
+    missing, problem = [], ""
+    for part, spec in wanted.items():
+        if part == "bert" and "groundingdino" in hits and hits["groundingdino"][0].is_dir():
+            hits.pop("bert", None)  # transformers' port has a vocabulary of its own
+        elif part not in hits:
+            try:
+                hits[part] = _find(spec, places, download and not problem)
+            except HubError as error:
+                problem = problem or str(error)
+                missing.append(spec)
     if not missing:
-        if hits["groundingdino"][0].is_dir():
-            hits.pop("bert", None)
         sources = {part: f"{hits[part][0]} ({hits[part][1]})" for part in PARTS if part in hits}
         return Found(*(hits[part][0] if part in hits else None for part in PARTS), "full", sources)
 
-    titles = ", ".join(PARTS[part].title + (f" {size}" if size and part == "sam2" else "") for part in missing)
-    looked = ", ".join(str(root) for root in _roots())
-    note = f"Not found in {looked} and the hub's cache: {titles}. Not fetched: {problem}"
+    titles = ", ".join(spec.title for spec in missing)
+    note = f"Not found in {', '.join(map(str, _roots()))} and the hub's cache: {titles}. Not fetched: {problem}"
     if models == "auto" and not given:
         return _embedded(note)
-    wanted = "; ".join(f"{PARTS[part].parameter}: {PARTS[part].expected}" for part in missing)
     raise WeightsError(
         f"{note} Let them be fetched, attach them as an input, put them into ./weights, or give their paths "
-        f"({wanted}). models='tiny' alone needs none of them."
+        f"({'; '.join(f'{spec.parameter}: {spec.expected}' for spec in missing)}). models='tiny' alone needs none."
     )
-
-
-def _missing(hits: dict[str, Hit]) -> list[str]:
-    own_vocabulary = "groundingdino" in hits and hits["groundingdino"][0].is_dir()
-    return [part for part in PARTS if part not in hits and not (part == "bert" and own_vocabulary)]
 
 
 def _given(part: str, value: str, download: bool) -> Hit:
     """Return the model that the user named; never another one in its place."""
     spec, path = PARTS[part], Path(value).expanduser()
-    start, expected = f"{spec.parameter}={value!r}", f"Expected: {spec.expected}."
     if path.is_dir():
         if part == "sam2" and all((path / name).is_file() for name in ("config.yaml", "model.safetensors")):
             return path, "given"
-        for kind, found in _survey(path):
-            if kind == part:
-                return found, "given"
+        for folder, files in _walk(path):
+            for match in _matches(spec, folder, files):
+                return match, "given"
         there = some(sorted(entry.name for entry in path.iterdir()), 8) or "nothing"
-        raise WeightsError(f"{start} holds no {spec.title}; found there: {there}. {expected}")
-    if path.is_file() and spec.file:
+        problem = f"holds no {spec.title}; found there: {there}"
+    elif path.is_file() and spec.file:
         return path, "given"
+    # perhaps the hub's; but where its first part is a folder here, it was meant as a path
+    elif path.parent.is_dir() or not (value in SAM2_IDS if part == "sam2" else re.fullmatch(LIKE_AN_ID, value)):
+        problem = "is a file" if path.is_file() else f"does not exist (looked for from {Path.cwd()})"
+    else:
+        try:
+            found, origin = _from_hub(spec, value, download)
+            return found, f"given, {origin}"
+        except HubError as error:
+            problem = f"is no folder here, and not fetched: {error}"
+    sizes = f", or {', '.join(SAM2)}" if part == "sam2" else ""
+    raise WeightsError(f"{spec.parameter}={value!r} {problem}. Expected: {spec.expected}{sizes}.")
 
-    # no model here, so perhaps the hub's; but where its first part is a folder here, it was meant as a path
-    like_an_id = re.fullmatch(r"(?!.*(--|\.\.))\w[\w.-]*/[\w.-]*\w(?<!\.pth)(?<!\.pt)", value)
-    known = part != "sam2" or value in spec.hub_ids
-    if path.exists() or path.parent.is_dir() or not like_an_id or not known:
-        problem = "is a file" if path.exists() else f"does not exist (looked for from {Path.cwd()})"
-        raise WeightsError(f"{start} {problem}. {expected}")
-    try:
-        found, origin = _from_hub(part, value, download)
-        return found, f"given, {origin}"
-    except HubError as error:
-        raise WeightsError(f"{start} is no folder here, and not fetched: {error} {expected}") from error
 
-
-def _search(hits: dict[str, Hit], size: str | None) -> None:
-    """Add to `hits` what else is on this machine; SAM 2 only in `size`, unless that is None."""
-    if not _missing(hits):
-        return
-    found: dict[str, list[Hit]] = {part: [] for part in PARTS}
-    for root, origin in _roots().items():
-        for part, path in _survey(root):
-            found[part].append((path, origin))
-    for part, spec in PARTS.items():
-        found[part] += [(path, CACHE) for hub_id in spec.hub_ids if (path := _in_cache(part, hub_id))]
-
-    usual = CHECKPOINTS[SAM2[size or "small"]]
-    if size:
-        found["sam2"] = [hit for hit in found["sam2"] if hit[0].name == usual]
-    else:  # the user's own of another size come before the cache's of the usual one
-        found["sam2"].sort(key=lambda hit: (hit[1] == CACHE, hit[0].name != usual))
-    if not found["bert"] and "bert" not in hits:
-        found["groundingdino"].sort(key=lambda hit: hit[0].is_file())  # transformers' port needs no BERT
-    for part in PARTS:
-        if found[part]:
-            hits.setdefault(part, found[part][0])
+def _find(spec: Part, places: Callable[[], list[tuple[Path, dict[str, Path], str]]], download: bool) -> Hit:
+    """Return what is on this machine, the user's own before the hub's cache and the usual size first, else fetch it."""
+    hits = [(path, origin) for folder, files, origin in places() for path in _matches(spec, folder, files)]
+    hits.sort(key=lambda hit: hit[0].name != CHECKPOINTS.get(spec.hub_ids[0]))
+    hits += [(path, "hub's cache") for hub_id in spec.hub_ids if (path := _in_cache(spec, hub_id))]
+    return hits[0] if hits else _from_hub(spec, spec.hub_ids[0], download)
 
 
 def _roots() -> dict[Path, str]:
     """Return the folders to look through, and what they are called."""
-    attached = {KAGGLE_INPUT: "attached input"} if where() == "kaggle" else {}
-    return {**attached, Path("weights"): "./weights"}
+    return ({KAGGLE_INPUT: "attached input"} if where() == "kaggle" else {}) | {Path("weights"): "./weights"}
 
 
-def _survey(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (part, path) of what by its name or its config.json is a model, at `root` or below it, nearest first."""
+def _walk(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
+    """Yield `root` and the folders below it, each with its files, nearest first."""
     level = [(1, root)]  # number of siblings, folder
     for _ in range(DEPTH + 1):
         below: list[tuple[int, Path]] = []
         for _, folder in sorted(level)[:MOST_FOLDERS]:
             folders, files = peek(folder)
+            yield folder, files
             below += [(len(folders), path) for path in folders.values()]
-            kind = model_type(folder) if "config.json" in files else None
-            for part, spec in PARTS.items():
-                yield from ((part, files[name]) for name in sorted(files) if re.fullmatch(spec.file, name))
-                if kind and kind == spec.model_type:
-                    yield part, folder
         level = below
 
 
-def _from_hub(part: str, hub_id: str, download: bool) -> Hit:
+def _matches(spec: Part, folder: Path, files: dict[str, Path]) -> list[Path]:
+    """Return what in a folder is the model by its name, or the folder itself by its config.json."""
+    is_one = spec.model_type and "config.json" in files and model_type(folder) == spec.model_type
+    return [files[name] for name in sorted(files) if re.fullmatch(spec.file, name)] + ([folder] if is_one else [])
+
+
+def _from_hub(spec: Part, hub_id: str, download: bool) -> Hit:
     """Return the checkpoint or folder from the hub's cache, else fetched into it."""
-    if path := _in_cache(part, hub_id):
-        return path, CACHE
+    if path := _in_cache(spec, hub_id):
+        return path, "hub's cache"
     if not download:
         raise HubError("download=False forbids it.")
-    fetch(hub_id, [CHECKPOINTS[hub_id]] if hub_id in CHECKPOINTS else [PARTS[part].main, "*.json", "*.txt"])
-    if path := _in_cache(part, hub_id):
+    fetch(hub_id, [CHECKPOINTS[hub_id]] if hub_id in CHECKPOINTS else [spec.main, "*.json", "*.txt"])
+    if path := _in_cache(spec, hub_id):
         return path, "downloaded"
-    raise HubError(f"{hub_id} on the hub holds no {PARTS[part].title}.")
+    raise HubError(f"{hub_id} on the hub holds no {spec.title}.")
 
 
-def _in_cache(part: str, hub_id: str) -> Path | None:
+def _in_cache(spec: Part, hub_id: str) -> Path | None:
     if hub_id in CHECKPOINTS:
         return cached(hub_id, CHECKPOINTS[hub_id])
-    main = cached(hub_id, PARTS[part].main)
-    return main.parent if main and model_type(main.parent) == PARTS[part].model_type else None
+    main = cached(hub_id, spec.main)
+    return main.parent if main and model_type(main.parent) == spec.model_type else None
 
 
 def _embedded(*notes: str) -> Found:
     folders = {part: TINY / part for part in ("groundingdino", "sam2", "clipseg")}
-    if absent := [str(folder) for folder in folders.values() if not folder.is_dir()]:
-        raise WeightsError(f"{some(absent)} with the embedded tiny models: not there. Fetch the whole project again.")
-    line = "=" * 100
-    banner = (
-        f"{line}\nTHESE ARE TINY STAND-INS, NOT THE REAL GroundingDINO, SAM 2 AND CLIPSeg. They know drawn shapes and "
-        "their colours\n('a red circle'), nothing else: the run shows that everything works, on photographs it finds "
-        f"nothing of use.\nFor the real models: models='full', which downloads them or says what to attach.\n{line}"
-    )
     sources = {part: f"{folder.relative_to(TINY.parents[1])} (embedded)" for part, folder in folders.items()}
-    return Found(*folders.values(), None, "tiny", sources, (*notes, banner))
+    return Found(*folders.values(), None, "tiny", sources, (*notes, BANNER))

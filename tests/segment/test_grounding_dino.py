@@ -288,28 +288,25 @@ def test_resized_shape_is_the_authors(monkeypatch):
     from groundingdino.datasets import transforms
 
     monkeypatch.setattr(transforms.F, "resize", lambda image, size: tuple(size))
-    strides, compared = [8, 16, 32, 64], 0
+    compared = 0
     for height, width in np.random.default_rng(0).integers(1, 3000, (2000, 2)).tolist():
         expected, _ = transforms.resize(types.SimpleNamespace(size=(width, height)), None, 800, 1333)
         if min(expected) >= 40:  # 900 cells and more
-            size = {"shortest_edge": 800, "longest_edge": 1333}
-            assert resized_shape(height, width, size, strides, 900) == expected
+            assert resized_shape(height, width, {"shortest_edge": 800, "longest_edge": 1333}) == expected
             compared += 1
     assert compared > 1800
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1800), (3, 4000), (1, 10**6)])
 def test_resized_shape_of_a_line(shape):
-    new = resized_shape(*shape, {"shortest_edge": 800, "longest_edge": 1333}, [8, 16, 32, 64], 900)
+    new = resized_shape(*shape, {"shortest_edge": 800, "longest_edge": 1333})
     assert sum(-(-new[0] // s) * -(-new[1] // s) for s in (8, 16, 32, 64)) >= 900
     assert min(new) < 50 and max(new) <= 2 * 1333
     assert (new[0] < new[1]) == (shape[0] < shape[1])
 
 
 def test_resized_shape_of_a_fixed_size():
-    assert resized_shape(300, 500, {"height": 96, "width": 64}, [8], 10) == (96, 64)
-    new = resized_shape(300, 500, {"height": 16, "width": 8}, [8], 10)
-    assert -(-new[0] // 8) * -(-new[1] // 8) >= 10
+    assert resized_shape(300, 500, {"height": 96, "width": 64}) == (96, 64)
 
 
 def test_sixty_megapixels(tiny):
@@ -488,8 +485,8 @@ def numbered_otherwise(tiny):
         (with_tensor("model.level_embed", torch.zeros(4, 32)), "1 tensors .* not as in its files: model.level_embed"),
         # a variant's: transformers leaves it out with a warning
         (with_tensor("class_embed.0.bias", torch.zeros(1)), "1 tensors .* not as in its files: class_embed.0.bias"),
-        (too_many_words, "vocabulary has 1050 tokens .* needs .*: 1040 tokens"),
-        (numbered_otherwise, r"numbers .* as \[101, 102, 1013, 1029\]"),
+        (too_many_words, "vocabulary of 1050 tokens is not .* bert-base-uncased's of 1040"),
+        (numbered_otherwise, "vocabulary of 1040 tokens is not .* bert-base-uncased's"),
     ],
 )
 def test_a_broken_folder(tiny, damage, message):
@@ -560,18 +557,19 @@ def test_a_checkpoint_of_other_tensors(original_file, pair, tmp_path, key, value
 def test_bad_bert_paths(tmp_path):
     torch.save({"model": {PATCH_EMBED: torch.zeros(96, 3, 4, 4)}}, tmp_path / "some.pth")
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(
-            FileNotFoundError, match=rf"{folder} holds no vocab.txt or tokenizer.json: set bert_path to"
-        ):
+        with pytest.raises(FileNotFoundError, match=f"{folder}/config.json"):
             load(tmp_path / "some.pth", folder, CPU)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises((OSError, ValueError), match=str(tmp_path)):  # without a vocabulary
+        load(tmp_path / "some.pth", tmp_path, CPU)
     write_vocabulary(tmp_path, 1050)  # cut off
-    with pytest.raises(ValueError, match=r"has 1050 tokens .* needs that of bert-base-uncased: 30522 tokens"):
+    with pytest.raises(ValueError, match=r"vocabulary of 1050 tokens is not .* bert-base-uncased's of 30522"):
         load(tmp_path / "some.pth", tmp_path, CPU)
 
 
 @pytest.mark.parametrize("weights", ["weights/none.pth", "/nowhere/at/all", "~/nowhere", "nobody/no-such-dino"])
 def test_a_path_that_is_not_there(weights):
-    with pytest.raises(FileNotFoundError, match=f"{weights}: no such file or folder"):
+    with pytest.raises(FileNotFoundError, match=f"No such file .*{weights.lstrip('~')}"):
         load(weights, None, CPU)
 
 
