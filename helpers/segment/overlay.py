@@ -18,7 +18,6 @@ from helpers.segment.detections import Detection
 FILL = 0.1  # opacity: an object that is named by its colour must still be seen in it
 LEAST_FILLED = 1 / 400  # of the image, 28 x 28 pixels of 640 x 480; what is smaller is seen by its outline well enough
 LONGEST_LABEL = 40  # letters
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
@@ -89,7 +88,7 @@ def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int) ->
         cv2.drawContours(canvas, contours, -1, ink, 2 * reach, cv2.LINE_AA)
 
 
-def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
+def _inside(box: Sequence[float], canvas: np.ndarray) -> tuple[int, int, int, int]:
     """The pixels of a box, at least one, far enough from the border of the image that lines around it can be seen."""
     sides = np.array([canvas.shape[1], canvas.shape[0]])
     margin = min(_reaches(canvas)[0], (sides.min() - 1) // 2)
@@ -106,16 +105,15 @@ def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Sequence[tuple[i
         prefix = (f"{number} " if ids else "") + ("~" if detection.source == "clipseg" else "")
         tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, canvas.shape[1])
         if tag is not None and len(tag) <= len(canvas):
-            x, y = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, hides)
-            place = slice(y, y + tag.shape[0]), slice(x, x + tag.shape[1])
+            place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, hides)
             hides[place] = 10  # worse than to hide an object
             tags.append((place, tag))
     for place, tag in reversed(tags):  # the first is on top
         canvas[place] = tag
 
 
-def _place(w: int, h: int, box: Box, margin: int, hides: np.ndarray) -> tuple[int, int]:
-    """The left upper corner of a tag of `w` x `h` pixels where it hides least (`hides`: by pixel), near its box."""
+def _place(w: int, h: int, box: Sequence[int], margin: int, hides: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a tag of `w` x `h` pixels where it hides least (`hides`: by pixel), near its box."""
     height, width = hides.shape
     x0, y0, x1, y1 = box
     columns = (x0, x1 - w, (x0 + x1 - w) // 2)
@@ -130,7 +128,7 @@ def _place(w: int, h: int, box: Box, margin: int, hides: np.ndarray) -> tuple[in
     hidden = above[bottom, right] - above[top, right] - above[bottom, left] + above[top, left]
     gap = np.maximum(x0 - right, left - x1).clip(0) + np.maximum(y0 - bottom, top - y1).clip(0)
     i = (20 * hidden / (w * h) + 0.2 * gap / h + 0.001 * np.arange(len(spots))).argmin()
-    return int(left[i]), int(top[i])
+    return slice(top[i], bottom[i]), slice(left[i], right[i])
 
 
 def _tag(prefix: str, label: str, score: str, back: tuple[int, int, int], size: int, width: int) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -19,7 +19,6 @@ from PIL import Image
 
 from helpers.common.files import atomic_path
 
-Item = TypeVar("Item")
 PLAYER_BYTES = 6 * 2**20  # of a video within a notebook
 _BACKWARDS_BYTES = 2**27  # of frames that are decoded at once on the way back
 _COPIED_SOUND = {"aac", "mp3"}  # what every browser plays in an MP4; any other sound is encoded anew
@@ -39,13 +38,12 @@ class Silent:
 
 
 class Frame(NamedTuple):
-    """`image` is uint8 RGB [H, W, 3], upright; `pts` its time in units of the reader's `time_base`; `time` the same in
-    seconds from the file's start."""
+    """A picture of a video."""
 
     index: int
-    pts: int
-    time: float
-    image: np.ndarray
+    pts: int  # its time in units of the reader's `time_base`
+    time: float  # seconds from the file's start
+    image: np.ndarray  # uint8 RGB [H, W, 3], upright
 
 
 class VideoReader:
@@ -129,8 +127,7 @@ class VideoReader:
         try:
             container = av.open(str(self.path))
         except av.FFmpegError as error:
-            reason = f"{error.strerror}. Is the file whole?"
-            raise VideoError(f"{self.path} is no video that FFmpeg can read: {reason}") from error
+            raise VideoError(f"{self.path} is no video that FFmpeg can read: {error.strerror}. Is it whole?") from error
         if not container.streams.video:
             raise VideoError(f"{self.path} has no video stream ({container.format.long_name}). Give a video.")
         container.streams.video[0].thread_type = "AUTO"
@@ -159,17 +156,14 @@ class VideoReader:
         return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
 
 
-def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+def read_ahead(items: Iterable[Any]) -> Iterator[Any]:
     """The same items, up to three of them made on another thread while the last one is in use."""
     items, end = iter(items), object()
-    pool = ThreadPoolExecutor(1)
-    try:
+    with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, items, end) for _ in range(3))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, items, end))
             yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class VideoWriter:
@@ -193,8 +187,7 @@ class VideoWriter:
             self._video = self._file.add_stream("libx264", rate=Fraction(like.fps).limit_denominator(1001))
             context = self._video.codec_context
             context.width, context.height = like.width + like.width % 2, like.height + like.height % 2
-            context.pix_fmt, context.time_base = "yuv420p", like.time_base
-            context.sample_aspect_ratio = like.aspect
+            context.time_base, context.sample_aspect_ratio, context.pix_fmt = like.time_base, like.aspect, "yuv420p"
             # without mbtree the same frames give the same file each time
             context.options = {"crf": str(self._quality), "preset": "veryfast", "x264-params": "mbtree=0"}
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, in FFmpeg's numbers
@@ -254,11 +247,8 @@ def _sound(video: VideoReader | Silent, out: av.container.OutputContainer) -> It
 
 
 def player(path: Path | str) -> Any:
-    """A player for a notebook that carries the video within itself, so that it plays wherever the notebook is opened.
-
-    A file of more than `PLAYER_BYTES` is shown as a preview, written beside it: half the size, coarser, and as much of
-    it as fits.
-    """
+    """A player that carries the video within itself, so that it plays wherever the notebook is opened; of more than
+    `PLAYER_BYTES` a preview, written beside the file: half the size, coarser, and as much of it as fits."""
     from IPython.display import Video
 
     shown = path = Path(path)
