@@ -119,28 +119,16 @@ def finish_folder(
         size = record["image"]
         entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
         for found in record["detections"]:
-            if area := int(coco_mask.area(found["mask"])):
-                cutouts.add(_cutout_name(row["folder"], found["id"], found["label"]))
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": phrases.index(found["label"]) + 1,
-                        "segmentation": found["mask"],
-                        "bbox": coco_mask.toBbox(found["mask"]).tolist(),
-                        "area": area,
-                        "iscrowd": 0,
-                        "score": found["score"],
-                    }
-                )
+            rle, label = found["mask"], found["label"]
+            if area := int(coco_mask.area(rle)):
+                cutouts.add(_cutout_name(row["folder"], found["id"], label))
+                ids = {"id": len(annotations) + 1, "image_id": number, "category_id": phrases.index(label) + 1}
+                place = {"segmentation": rle, "bbox": coco_mask.toBbox(rle).tolist(), "area": area, "iscrowd": 0}
+                annotations.append({**ids, **place, "score": found["score"]})
     if "coco" in formats:
-        coco = {
-            "info": {"description": ". ".join(phrases)},
-            "licenses": [],
-            "categories": [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)],
-            "images": entries,
-            "annotations": annotations,
-        }
+        info = {"description": ". ".join(phrases)}
+        categories = [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)]
+        coco = {"info": info, "licenses": [], "categories": categories, "images": entries, "annotations": annotations}
         with atomic_path(out / "coco.json") as temporary:
             temporary.write_text(json.dumps(coco), encoding="ascii")
         lines.append(f"COCO instances: {out / 'coco.json'}")

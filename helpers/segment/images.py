@@ -38,7 +38,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width:,} x {image.height:,} pixels, more than the {MAX_PIXELS:,} that are read"
+                size = f"{image.width:,} x {image.height:,} pixels; {MAX_PIXELS:,} are the most"
                 raise ImageError(f"{path} has {size}: make it smaller or cut it into pieces.")
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
@@ -89,8 +89,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint16:
         return (values >> 8).astype(np.uint8)
     ranges = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-    values = values.astype(np.float32)
-    finite = np.isfinite(values)
+    values, finite = values.astype(np.float32), np.isfinite(values)
     low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
     if low >= 0 and high <= ranges[-1]:
         low, high = 0, next(end for end in ranges if high <= end)
@@ -107,7 +106,7 @@ def _read_other(path: Path) -> np.ndarray:
             values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # None, or BGR(A)
             if values is not None:
                 values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values
-                return _to_rgb(Image.fromarray(np.ascontiguousarray(_to_uint8(values))))
+                return _to_rgb(Image.fromarray(_to_uint8(values)))
     hint = "convert HEIC and AVIF to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
     raise ImageError(f"{path} is no image that can be read here (it starts with {start!r}): {hint}.")
 
@@ -159,12 +158,12 @@ def output_names(paths: Sequence[str | Path]) -> list[str]:
         counts = Counter(map(_key, names))
         longer = [safe_name("_".join(path.absolute().parts[-parts:]).replace(".", "_")) for path in paths]
         names = [new if counts[_key(name)] > 1 else name for name, new in zip(names, longer, strict=True)]
-    result, taken = [], set(TOGETHER)
-    for name in names:
+    taken = set(TOGETHER)
+    for i, name in enumerate(names):
         numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        result.append(next(choice for choice in numbered if _key(choice) not in taken))
-        taken.add(_key(result[-1]))
-    return result
+        names[i] = next(choice for choice in numbered if _key(choice) not in taken)
+        taken.add(_key(names[i]))
+    return names
 
 
 def _key(name: str) -> str:

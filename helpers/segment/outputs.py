@@ -50,23 +50,18 @@ def write_detections(
     Raises `OSError` that names the folder if it cannot be written.
     """
     folder, (height, width) = Path(folder), image.shape[:2]
+    entries = []
+    for number, d in enumerate(detections, 1):
+        box = np.clip(np.array(d.box, float), 0, (width, height, width, height)).round(2).tolist()
+        score, mask_score = round(float(d.score), 4), round(float(d.mask_score), 4)
+        entry = {"id": number, "label": d.label, "score": score, "box": box, "mask": encode_mask(d.mask)}
+        entries.append({**entry, "mask_score": mask_score, "source": d.source})
     record = {
         "image": {"path": str(path), "width": width, "height": height},
         "prompt": prompt,
         "models": models,
         "seconds": {stage: round(float(taken), 4) for stage, taken in seconds.items()},
-        "detections": [
-            {
-                "id": number,
-                "label": d.label,
-                "score": round(float(d.score), 4),
-                "box": np.clip(np.array(d.box, float), 0, (width, height, width, height)).round(2).tolist(),
-                "mask": encode_mask(d.mask),
-                "mask_score": round(float(d.mask_score), 4),
-                "source": d.source,
-            }
-            for number, d in enumerate(detections, 1)
-        ],
+        "detections": entries,
     }
     instances = np.zeros((height, width), np.uint16)
     for i in sorted(range(len(detections)), key=lambda i: (-detections[i].mask.sum(), detections[i].score)):

@@ -23,10 +23,9 @@ LONGEST_LABEL = 40  # letters
 def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
     """Draw masks over a copy of an image, uint8 RGB `[H, W, 3]`: outlines outside the masks, and light fills.
 
-    Every instance has a colour of its own, and a tag in it with label and score, beside the object where there is room.
-    Where masks overlap, the smaller one is on top. A `~` before the label says that CLIPSeg found it, whose score does
-    not compare with the detector's. `ids`, from 1, give the colours and stand in the tags; without them the order does.
-    """
+    Every instance has a colour and a tag; where masks overlap, the smaller one is on top. A `~` before the label says
+    that CLIPSeg found it, whose score does not compare with the detector's. `ids`, from 1, give the colours and stand
+    in the tags; without them the order does."""
     canvas, occupied = np.array(image, order="C"), np.zeros(image.shape[:2], np.uint8)
     items = list(zip(ids or range(1, len(detections) + 1), detections, strict=True))
     for number, detection in sorted(items, key=lambda item: -np.count_nonzero(item[1].mask)):

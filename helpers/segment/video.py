@@ -169,9 +169,8 @@ def read_ahead(items: Iterable[Any]) -> Iterator[Any]:
 class VideoWriter:
     """An MP4 with the timing, the shape of the pixels and the sound of `like`: H.264, yuv420p, playable while it loads.
 
-    A context manager. The file takes its name at the end, also after an error or an interrupt, with what was written by
-    then; after no frame at all, nothing is left. An odd side gets a pixel more, since the format wants even ones.
-    `quality` is x264's CRF: lower is better and larger. `frames` counts what was written.
+    The file takes its name at the end, also after an error or an interrupt, with the `frames` written by then; without
+    any nothing is left. An odd side gets a pixel more. `quality` is x264's CRF: lower is better and larger.
     """
 
     def __init__(self, path: Path | str, like: VideoReader | Silent, quality: int = 20) -> None:
