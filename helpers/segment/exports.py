@@ -101,8 +101,8 @@ def _cutout_name(name: str, number: int, label: str) -> str:
 def finish_folder(
     out: Path, given: str | Path, rows: Sequence[dict], phrases: Sequence[str], formats: Collection[str]
 ) -> list[str]:
-    """Write `summary.csv` of the rows, one for each image, and what `formats` ask for of all images that were not
-    skipped, after `export_image` of each; returns a line on each file. given: what the images were found by.
+    """Write `summary.csv` of the rows, one for each image, and what `formats` ask for of all that were not skipped,
+    after `export_image` of each; returns a line on each file. given: what the images were found by.
 
     - coco: `coco.json`, made of their `detections.json`: images are named by their paths from `given`, categories are
       the phrases in order, from 1, and besides COCO's keys an annotation has its `score`.

@@ -122,7 +122,8 @@ def find_images(path: str | Path) -> list[Path]:
     path = _expand(path)
     if path.is_file():
         return [path]
-    is_folder, is_pattern = path.is_dir(), glob.has_magic(str(path)) and not path.is_dir()
+    is_folder = path.is_dir()
+    is_pattern = not is_folder and glob.has_magic(str(path))
     folder = path if is_folder else path.parent
     pattern = str(path) if is_pattern else f"{glob.escape(str(folder))}/*"
     seen = sorted(glob.glob(pattern, recursive=True), key=natural)  # noqa: PTH207 (it skips hidden files)
@@ -130,10 +131,9 @@ def find_images(path: str | Path) -> list[Path]:
     if found and (is_pattern or is_folder):
         return found
     what = "no image there" if is_pattern or is_folder else "no such file or folder"
-    raise ImageError(
-        f"{path}: {what}; {'found' if is_pattern else folder.absolute()}: {some(seen) or 'nothing'}. Give an image, a "
-        f"folder that holds some, or a pattern (photos/**/* searches sub-folders too). Suffixes: {KINDS}."
-    )
+    where = f"{'found' if is_pattern else folder.absolute()}: {some(seen) or 'nothing'}"
+    advice = "an image, a folder that holds some, or a pattern (photos/**/* searches sub-folders too)"
+    raise ImageError(f"{path}: {what}; {where}. Give {advice}. Suffixes: {KINDS}.")
 
 
 def given_root(path: str | Path) -> Path:

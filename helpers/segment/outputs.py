@@ -39,23 +39,22 @@ def write_detections(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Write the four files of one image, uint8 RGB `[H, W, 3]`, into `folder`, each atomically, and return what
-    `detections.json` holds. path: where the image came from; seconds: by stage.
+    `detections.json` holds. path: where the image came from; seconds: by stage. Raises
+    `OSError` that names the folder if it cannot be written.
 
     - `mask.png`: 8 bits, 255 where any instance is.
     - `instances.png`: 16 bits, the ids 1 … N in the order of `detections`, 0 for the background; where masks overlap,
       the smaller one is on top, of equal ones the higher score.
     - `overlay.png`: as `draw_instances` draws it.
     - `detections.json`, written last: whole masks where instances overlap, boxes in pixels, cut at the image's border.
-
-    Raises `OSError` that names the folder if it cannot be written.
     """
     folder, (height, width) = Path(folder), image.shape[:2]
     entries = []
     for number, d in enumerate(detections, 1):
         box = np.clip(np.array(d.box, float), 0, (width, height, width, height)).round(2).tolist()
-        score, mask_score = round(float(d.score), 4), round(float(d.mask_score), 4)
-        entry = {"id": number, "label": d.label, "score": score, "box": box, "mask": encode_mask(d.mask)}
-        entries.append({**entry, "mask_score": mask_score, "source": d.source})
+        entry = {"id": number, "label": d.label, "score": round(float(d.score), 4), "box": box}
+        about_mask = {"mask": encode_mask(d.mask), "mask_score": round(float(d.mask_score), 4)}
+        entries.append({**entry, **about_mask, "source": d.source})
     record = {
         "image": {"path": str(path), "width": width, "height": height},
         "prompt": prompt,

@@ -98,14 +98,14 @@ def _inside(box: Sequence[float], canvas: np.ndarray) -> tuple[int, int, int, in
 
 def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Sequence[tuple[int, Detection]], ids: bool) -> None:
     size = max(9, round(np.sqrt(occupied.size) / 45))  # of letters, in pixels
-    margin, tags = _reaches(canvas)[0], []  # outlines are not to be hidden either
+    margin, tags = _reaches(canvas)[0], []  # outlines are not to be hidden either, and other tags least of all
     hides = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     for number, detection in items:
         prefix = (f"{number} " if ids else "") + ("~" if detection.source == "clipseg" else "")
         tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, canvas.shape[1])
         if tag is not None and len(tag) <= len(canvas):
             place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, hides)
-            hides[place] = 10  # worse than to hide an object
+            hides[place] = 10
             tags.append((place, tag))
     for place, tag in reversed(tags):  # the first is on top
         canvas[place] = tag

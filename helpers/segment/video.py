@@ -72,8 +72,7 @@ class VideoReader:
             self.start = Fraction(container.start_time or 0, av.time_base)  # seconds
             self._size = {"width": first.width, "height": first.height}
             self.height, self.width = self._upright(first).shape[:2]
-            # of a pixel, as it is seen
-            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if first.rotation % 180 else 1)
+            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if first.rotation % 180 else 1)  # pixels'
             self._length = max(1, len(pts))
             # without distinct times frames are counted instead
             self._pts = sorted(pts) if None not in pts and len(set(pts)) == len(pts) else []
