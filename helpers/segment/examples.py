@@ -16,17 +16,14 @@ from helpers.shapes.scenes import SCENE_SHAPES, Scene, make_scene
 
 FOLDER_PROMPT = ". ".join(SCENE_SHAPES)
 SIZES = ((480, 640), (640, 480), (360, 640), (512, 512), (800, 1000), (240, 320))  # height, width in pixels
-_STREAM = 6  # whose pictures for seed 0 have little noise, and so are small as PNG
 
 
 def draw_examples(folder: Path | str, seed: int) -> tuple[list[Path], str]:
-    """Draw a scene of each of `SIZES` into `folder`; equal seeds give equal pictures.
-
-    Returns their paths and a prompt for the first, which names its objects and one thing that is not there.
-    """
+    """Draw a scene of each of `SIZES` into `folder`; equal seeds give equal pictures. Returns their paths and a prompt
+    for the first, which names its objects and one thing that is not there."""
     paths, prompt = [], ""
     for i, (height, width) in enumerate(SIZES):
-        rng = np.random.default_rng((seed, _STREAM, i))
+        rng = np.random.default_rng((seed, 6, i))  # pictures of 6 have little noise for seed 0, and are small as PNG
         scene = make_scene(rng, height, width, objects=(4, 5), min_diameter=min(height, width) / 8)
         prompt = prompt or _prompt(scene)
         path = Path(folder) / f"shapes-{i + 1}.png"
@@ -49,22 +46,17 @@ def _prompt(scene: Scene) -> str:
     return ". ".join([*phrases[:-1], absent[0], *phrases[-1:]])
 
 
-CLIP_FRAMES, CLIP_FPS = 72, 24
-
-
 def draw_example_clip(folder: Path, seed: int) -> tuple[Path, str, Clip]:
-    """Draw a clip of three objects of which one is hidden for a while, one enters late and one leaves; write it into
-    `folder` as a video. Returns its path, a prompt that names all three, and the clip with its true masks."""
+    """Write a drawn video of three objects into `folder`: one is hidden for a while, one enters late and one leaves.
+    Returns its path, a prompt that names all three, and the clip with its true masks."""
     for attempt in itertools.count():
         rng = np.random.default_rng((seed, attempt))
-        motions = ("stay", "enter", "leave")
-        clip = make_clip(rng, 240, 320, CLIP_FRAMES, min_diameter=40, occluders=(1, 1), motions=motions)
+        clip = make_clip(rng, 240, 320, 72, min_diameter=40, occluders=(1, 1), motions=("stay", "enter", "leave"))
         shows = np.array([item.masks.any((1, 2)) for item in clip.objects])  # [object, frame]
-        hidden = np.flatnonzero(~shows[0])
-        if len(hidden) >= 4 and shows[0, [0, -1]].all() and list(shows[1:, 0]) == [False, True] and shows[1, -1]:
+        if (~shows[0]).sum() >= 4 and shows[0, [0, -1]].all() and list(shows[1:, 0]) == [False, True] and shows[1, -1]:
             break
     path = Path(folder) / "shapes.mp4"
-    with VideoWriter(path, Silent(320, 240, CLIP_FPS), quality=16) as writer:
+    with VideoWriter(path, Silent(320, 240, fps=24), quality=16) as writer:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     return path, ". ".join(f"{item.colour} {item.shape}" for item in clip.objects), clip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -25,7 +24,6 @@ train: images  # relative to this file
 val: images  # the same ones: hold some out to measure anything
 names:
 """
-Named = Sequence[tuple[Path, str]]  # each image and the name of its folder in OUT_DIR, as `output_names` makes it
 
 
 def parse_formats(export: str) -> tuple[str, ...]:
@@ -34,9 +32,6 @@ def parse_formats(export: str) -> tuple[str, ...]:
     if not set(names) <= {*FORMATS, ""}:
         raise ValueError(f'export={export!r}: give any of {", ".join(FORMATS)} with commas between, or "" for none')
     return tuple(name for name in FORMATS if name in names)
-
-
-# --- For each image, as soon as it is done -------------------------------------------------------------------------
 
 
 def export_image(
@@ -48,9 +43,8 @@ def export_image(
     phrases: Sequence[str],
     formats: Collection[str],
 ) -> None:
-    """Write what `formats` ask for of one image into `out`; objects without a pixel are left out.
-
-    name: its folder's; path: where it came from; image: uint8 RGB `[H, W, 3]`; phrases: the labels by their number.
+    """Write what `formats` ask for of one image, uint8 RGB `[H, W, 3]`, into `out`, as soon as it is done; objects
+    without a pixel are left out. name: its folder's; path: where it came from; phrases: the labels by their number.
 
     - yolo: `yolo/labels/<name>.txt`, a line for each object: the number of its label from 0, and its polygon (see
       `mask_polygon`) as x y x y …, in shares of the image's width and height; and the image in `yolo/images/`.
@@ -64,7 +58,14 @@ def export_image(
             lines.append(f"{phrases.index(d.label)} {' '.join(f'{value:.6f}' for value in shares.ravel())}\n")
         with atomic_path(out / "yolo" / "labels" / f"{name}.txt") as temporary:
             temporary.write_text("".join(lines))
-        _store_image(path, image, out / "yolo" / "images", name)
+        # A JPEG is kept as it is, of anything else the pixels that were segmented. No link: ultralytics mends files.
+        content = path.read_bytes()
+        is_jpeg = content.startswith(b"\xff\xd8\xff")
+        with atomic_path(out / "yolo" / "images" / f"{name}{'.jpg' if is_jpeg else '.png'}") as temporary:
+            if is_jpeg:
+                temporary.write_bytes(content)
+            else:
+                Image.fromarray(image).save(temporary, compress_level=1)
     if "cutouts" in formats:
         for number, d in found:
             x0, y0, x1, y1 = mask_box(d.mask)
@@ -75,118 +76,59 @@ def export_image(
 
 
 def mask_polygon(mask: np.ndarray) -> np.ndarray:
-    """One closed path around all that a bool mask `[H, W]`, not empty, covers: int32 `[P, 2]`, the x and y of pixels,
-    P at least 3.
+    """One closed path around all that a bool mask `[H, W]`, not empty, covers: x and y of pixels, int32 `[P >= 3, 2]`.
 
     It runs through the outermost pixels of each part and around each hole. From one to the next it goes there and back
-    along the shortest line, a bridge: filled by the even-odd rule and with its outline, which is how cv2.fillPoly and
-    Pillow fill, it is the mask but for the bridges between parts. Of more than `MOST_RINGS` outlines the smallest are
-    left out.
+    along a short line, a bridge: filled by the even-odd rule and with its outline, as cv2.fillPoly and Pillow do,
+    it is the mask but for the bridges between parts. Of more than `MOST_RINGS` outlines the smallest are left out.
     """
     rings, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    path = _bridged(sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)[:MOST_RINGS])
+    path, *rings = sorted((ring.reshape(-1, 2) for ring in rings), key=len, reverse=True)[:MOST_RINGS]
+    for ring in rings:  # goes in where the path comes nearest to it, turned to begin there
+        step = 1 + len(path) * len(ring) // 500_000  # of long paths not every point is tried
+        squares = ((path[::step, None] - ring) ** 2).sum(2)
+        i, k = np.unravel_index(squares.argmin(), squares.shape)
+        path = np.concatenate([path[: step * i + 1], ring[k:], ring[: k + 1], path[step * i :]])
     if len(path) > 2:  # points in the middle of a straight line say nothing
         path = path[((path - np.roll(path, 1, 0)) != (np.roll(path, -1, 0) - path)).any(1)]
     return path if len(path) > 2 else np.resize(path, (3, 2))
-
-
-def _bridged(rings: list[np.ndarray]) -> np.ndarray:
-    """Closed paths, int32 [P, 2] each, as one: always the one that is nearest to what is joined already is next."""
-    path = new = rings[0]
-    points = np.concatenate([*rings[1:], path[:0]])  # of the rings that are left
-    ring_of = np.repeat(np.arange(1, len(rings)), [len(ring) for ring in rings[1:]])
-    distance, nearest = np.full(len(points), np.inf), np.zeros_like(points)  # squared, to the path; its point there
-    while len(points):
-        new = new[:: 1 + len(new) * len(points) // 5_000_000]  # 40 MB of squared distances; a little less exact beyond
-        squares = ((points[:, None, 0] - new[:, 0]) ** 2.0) + ((points[:, None, 1] - new[:, 1]) ** 2.0)
-        where = squares.argmin(1)
-        least = squares[np.arange(len(points)), where]
-        closer = least < distance
-        distance[closer], nearest[closer] = least[closer], new[where[closer]]
-        # The ring with the nearest point is turned to begin there, and put in after the path's point.
-        at = distance.argmin()
-        ring = rings[ring_of[at]]
-        new = np.roll(ring, -(ring == points[at]).all(1).argmax(), axis=0)
-        turn = (path == nearest[at]).all(1).argmax()
-        path = np.concatenate([path[: turn + 1], new, new[:1], path[turn:]])
-        left = ring_of != ring_of[at]
-        points, ring_of, distance, nearest = points[left], ring_of[left], distance[left], nearest[left]
-    return path
-
-
-def _store_image(path: Path, image: np.ndarray, folder: Path, name: str) -> None:
-    """A JPEG as it is, of anything else the pixels that were segmented. No link: ultralytics mends damaged files."""
-    with path.open("rb") as file:
-        is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    with atomic_path(folder / f"{name}{'.jpg' if is_jpeg else '.png'}") as temporary:
-        if is_jpeg:
-            shutil.copyfile(path, temporary)
-        else:
-            Image.fromarray(image).save(temporary, compress_level=1)
 
 
 def _cutout_name(name: str, number: int, label: str) -> str:
     return f"{name}_{number}_{'-'.join(safe_name(label, 40).replace('_', ' ').split())}.png"
 
 
-# --- At the end, for all of them -----------------------------------------------------------------------------------
-
-
 def finish_folder(
     out: Path, given: str | Path, rows: Sequence[dict], phrases: Sequence[str], formats: Collection[str]
 ) -> list[str]:
-    """Write `summary.csv` of the rows, one for each image, and what `formats` ask for of those that were not skipped.
-
-    Returns a line on each file.
-    """
-    write_csv(rows, out / "summary.csv")
-    done = [(Path(row["image"]), row["folder"]) for row in rows if not row["skipped"]]
-    about = f"{len(done)} of {len(rows)} images; the table is in {out / 'summary.csv'}"
-    return [about, *export_together(out, given, done, phrases, formats)]
-
-
-def export_together(
-    out: Path, given: str | Path, images: Named, phrases: Sequence[str], formats: Collection[str]
-) -> list[str]:
-    """Write what `formats` ask for of all `images`, and return a line on each format; `export_image` came first.
-
-    given: what the images were found by, as for `find_images`.
+    """Write `summary.csv` of the rows, one for each image, and what `formats` ask for of all that were not skipped,
+    after `export_image` of each; returns a line on each file. given: what the images were found by.
 
     - coco: `coco.json`, made of their `detections.json`: images are named by their paths from `given`, categories are
       the phrases in order, from 1, and besides COCO's keys an annotation has its `score`.
     - yolo: `yolo/data.yaml`, which names the phrases.
     - cutouts: those that an earlier run left of the same images are removed.
     """
+    write_csv(rows, out / "summary.csv")
+    done = [row for row in rows if not row["skipped"]]
+    lines = [f"{len(done)} of {len(rows)} images; the table is in {out / 'summary.csv'}"]
     root, entries, annotations, cutouts = given_root(given), [], [], set()
-    for number, (path, name) in enumerate(images, 1) if {"coco", "cutouts"} & set(formats) else ():
-        record = json.loads((out / name / "detections.json").read_text(encoding="utf-8"))
-        relative = Path(os.path.relpath(path, root)).as_posix()
+    for number, row in enumerate(done, 1) if formats else ():
+        record = json.loads((out / row["folder"] / "detections.json").read_text(encoding="utf-8"))
+        relative = Path(os.path.relpath(row["image"], root)).as_posix()
         size = record["image"]
         entries.append({"id": number, "file_name": relative, "width": size["width"], "height": size["height"]})
         for found in record["detections"]:
-            if area := int(coco_mask.area(found["mask"])):
-                cutouts.add(_cutout_name(name, found["id"], found["label"]))
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": phrases.index(found["label"]) + 1,
-                        "segmentation": found["mask"],
-                        "bbox": coco_mask.toBbox(found["mask"]).tolist(),
-                        "area": area,
-                        "iscrowd": 0,
-                        "score": found["score"],
-                    }
-                )
-    lines = []
+            rle, label = found["mask"], found["label"]
+            if area := int(coco_mask.area(rle)):
+                cutouts.add(_cutout_name(row["folder"], found["id"], label))
+                ids = {"id": len(annotations) + 1, "image_id": number, "category_id": phrases.index(label) + 1}
+                place = {"segmentation": rle, "bbox": coco_mask.toBbox(rle).tolist(), "area": area, "iscrowd": 0}
+                annotations.append({**ids, **place, "score": found["score"]})
     if "coco" in formats:
-        coco = {
-            "info": {"description": ". ".join(phrases)},
-            "licenses": [],
-            "categories": [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)],
-            "images": entries,
-            "annotations": annotations,
-        }
+        info = {"description": ". ".join(phrases)}
+        categories = [{"id": i, "name": phrase, "supercategory": ""} for i, phrase in enumerate(phrases, 1)]
+        coco = {"info": info, "licenses": [], "categories": categories, "images": entries, "annotations": annotations}
         with atomic_path(out / "coco.json") as temporary:
             temporary.write_text(json.dumps(coco), encoding="ascii")
         lines.append(f"COCO instances: {out / 'coco.json'}")
@@ -196,9 +138,9 @@ def export_together(
             temporary.write_text(DATA_YAML + names, encoding="utf-8")
         lines.append(f"YOLO data set: {out / 'yolo' / 'data.yaml'}")
     if "cutouts" in formats:
-        names = {name for _, name in images}
+        folders = {row["folder"] for row in done}
         for file in (out / "cutouts").glob("*.png"):
-            if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in names:
+            if file.name not in cutouts and file.stem.rsplit("_", 2)[0] in folders:
                 file.unlink()
         lines.append(f"{len(cutouts)} cut-outs: {out / 'cutouts'}")
     return lines

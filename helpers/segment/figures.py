@@ -13,20 +13,25 @@ from pycocotools import mask as coco_mask
 
 from helpers.common.figures import PALETTE, new_figure, panels
 
+Counts = dict[str, Sequence[int]]  # of each phrase, for each threshold
 
-def _fit(image: np.ndarray, longest: int = 900) -> np.ndarray:
+
+def _fit(image: np.ndarray) -> np.ndarray:
     """Few enough pixels for a figure: matplotlib keeps several float copies of what it shows."""
-    step = -(-max(image.shape[:2]) // longest)
+    step = -(-max(image.shape[:2]) // 900)
     return image[::step, ::step]
+
+
+def _grid(count: int, height: float):
+    """A figure of up to three pictures in a row, of this height as a share of their width, and its axes."""
+    columns, rows = min(count, 3), -(-count // 3)
+    width = 11 if columns > 1 else 7.5
+    return panels(width, rows * (width / columns * min(height, 1.5) + 0.35) + 0.3, rows, columns)
 
 
 def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Pictures uint8 `[H, W, 3]` of any sizes, up to three in a row, each under its title."""
-    columns = min(len(images), 3)
-    rows = -(-len(images) // columns)
-    width = 11 if columns > 1 else 7.5
-    tallest = max(min(image.shape[0] / image.shape[1], 1.5) for image in images)
-    figure, axes = panels(width, rows * (width / columns * tallest + 0.35) + 0.3, rows, columns)
+    figure, axes = _grid(len(images), max(image.shape[0] / image.shape[1] for image in images))
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(_fit(image), interpolation="antialiased")
         axis.set_title(title, fontsize=10)
@@ -41,9 +46,7 @@ def area_curves(frames: Sequence[dict[str, Any]]) -> Figure:
     figure, axis = new_figure(9, 3)
     for colour, (number, name) in zip(itertools.cycle(PALETTE), names.items(), strict=False):
         axis.plot(times, [100 * area.get(number, 0) for area in areas], color=colour, label=name)
-    axis.set(
-        xlabel="seconds", ylabel="visible area, % of the frame", ylim=(0, None), title="Each object's visible area"
-    )
+    axis.set(xlabel="seconds", ylabel="% of the frame", title="Each object's visible area", ylim=(0, None))
     if names:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -52,19 +55,14 @@ def area_curves(frames: Sequence[dict[str, Any]]) -> Figure:
 def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], threshold: float) -> Figure:
     """CLIPSeg's map of each phrase, `[P, h, w]` in [0, 1], over the image, uint8 `[H, W, 3]`; a line where it reaches
     the threshold. The first six phrases are shown."""
-    phrases = phrases[:6]
-    columns = min(len(phrases), 3)
-    rows = -(-len(phrases) // columns)
-    height, width = image.shape[:2]
-    figure, axes = panels(11, rows * (11 / columns * min(height / width, 1.5) + 0.35) + 0.6, rows, columns)
-    extent = (0, width, height, 0)
+    phrases, (height, width) = phrases[:6], image.shape[:2]
+    figure, axes = _grid(len(phrases), height / width)
     for axis, phrase, values in zip(axes, phrases, heat, strict=False):
-        axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="antialiased")
-        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, extent=extent, interpolation="bilinear")
+        place = {"extent": (0, width, height, 0)}
+        axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, interpolation="antialiased", **place)
+        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, interpolation="bilinear", **place)
         if values.max() >= threshold > values.min():
-            x = (np.arange(values.shape[1]) + 0.5) * width / values.shape[1]
-            y = (np.arange(values.shape[0]) + 0.5) * height / values.shape[0]
-            axis.contour(x, y, values, [threshold], colors="white", linewidths=1)
+            axis.contour(values, [threshold], colors="white", linewidths=1, origin="upper", **place)
         axis.set_title(f"{phrase}: up to {values.max():.2f}", fontsize=10)
     figure.colorbar(shown, ax=axes, label="probability", shrink=0.8, pad=0.01)
     figure.suptitle(f"CLIPSeg's maps; the white line is at clipseg_thr = {threshold:g}")
@@ -72,11 +70,7 @@ def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], t
 
 
 def threshold_curves(
-    thresholds: np.ndarray,
-    boxes: dict[str, Sequence[int]],
-    parts: dict[str, Sequence[int]],
-    box_threshold: float,
-    clipseg_thr: float,
+    thresholds: np.ndarray, boxes: Counts, parts: Counts, box_threshold: float, clipseg_thr: float
 ) -> Figure:
     """What each threshold would keep: boxes of GroundingDINO and components of CLIPSeg, a line for each phrase."""
     figure, axes = new_figure(11, 4, 1, 2)

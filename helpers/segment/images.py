@@ -28,23 +28,17 @@ class ImageError(ValueError):
     """An image is missing or cannot be read; the message names the file and the next step."""
 
 
-# --- One image -----------------------------------------------------------------------------------------------------
-
-
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as uint8 RGB `[H, W, 3]`, turned upright by its EXIF orientation.
+    """Read an image file as uint8 RGB `[H, W, 3]`, turned upright by its EXIF orientation; of several the first.
 
-    Of an animation or a multi-page file the first picture is read. What is transparent becomes white, as on the pages
-    that such images are made for: the colour stored below full transparency is arbitrary, often black. Values of more
-    than 8 bits are scaled as in `_to_uint8`.
-
-    Raises `ImageError` for a file that is missing, no image, damaged, or larger than `MAX_PIXELS`.
+    What is transparent becomes white: the colour stored below full transparency is arbitrary, often black. Raises
+    `ImageError` for a file that is missing, no image, damaged, or larger than `MAX_PIXELS`.
     """
     path = _expand(path)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width:,} x {image.height:,} pixels, more than the {MAX_PIXELS:,} that are read"
+                size = f"{image.width:,} x {image.height:,} pixels; {MAX_PIXELS:,} are the most"
                 raise ImageError(f"{path} has {size}: make it smaller or cut it into pieces.")
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
@@ -54,12 +48,12 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         return _read_other(path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        where = f"give an image file; relative paths start at {Path.cwd()}"
-        raise ImageError(f"{path} cannot be opened ({error.strerror}): {where}.") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more for a damaged file
-        size = f"{path.stat().st_size:,} bytes"
-        raise ImageError(f"{path} ({size}) is truncated or damaged ({error}): copy or download it again.") from error
+        if reason := getattr(error, "strerror", None):
+            message = f"cannot be opened ({reason}): give an image file; relative paths start at {Path.cwd()}."
+        else:
+            message = f"({path.stat().st_size:,} bytes) is truncated or damaged ({error}): copy or download it again."
+        raise ImageError(f"{path} {message}") from error
 
 
 def read_first(paths: Sequence[Path]) -> tuple[Path, np.ndarray]:
@@ -83,27 +77,19 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
             values = values.astype(np.uint16)
         return np.repeat(_to_uint8(values)[:, :, None], 3, axis=2)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        page = Image.new("RGB", image.size, "white")
-        page.paste(image, mask=image.getchannel("A"))
-        return np.array(page)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """Numbers of any type as uint8 of the same shape.
-
-    16-bit values keep their high byte. 32-bit and float values are taken as 0 … 1 (floats only), 0 … 255 or 0 … 65535,
-    whichever is the smallest range that holds them all; values outside these are stretched from their minimum to their
-    maximum, and what is not a number is black.
-    """
+    """Numbers of any type as uint8: 16 bits keep the high byte; 32 bits and floats are scaled from the first of 0 … 1
+    (floats only), 0 … 255 and 0 … 65535 that holds them all, else from their minimum to their maximum; NaN is black."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.uint16:
         return (values >> 8).astype(np.uint8)
     ranges = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-    values = values.astype(np.float32)
-    finite = np.isfinite(values)
+    values, finite = values.astype(np.float32), np.isfinite(values)
     low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
     if low >= 0 and high <= ranges[-1]:
         low, high = 0, next(end for end in ranges if high <= end)
@@ -113,48 +99,41 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 def _read_other(path: Path) -> np.ndarray:
     """A layout of TIFF that Pillow does not know, colour in floats above all, through OpenCV; else `ImageError`."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    hint = "convert HEIC and AVIF to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
+    content = np.fromfile(path, np.uint8)
+    start = content[:16].tobytes()
     if start[:4] in (b"II*\0", b"MM\0*"):
-        hint = "it is a TIFF that is damaged or of a rare kind"
         with contextlib.suppress(cv2.error, IndexError):
-            values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # None, or BGR(A)
+            values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # None, or BGR(A)
             if values is not None:
                 values = values[..., [2, 1, 0, 3][: values.shape[2]]] if values.ndim == 3 else values
-                return _to_rgb(Image.fromarray(np.ascontiguousarray(_to_uint8(values))))
+                return _to_rgb(Image.fromarray(_to_uint8(values)))
+    hint = "convert HEIC and AVIF to JPEG" if start[4:8] == b"ftyp" else "it may be damaged or of another kind"
     raise ImageError(f"{path} is no image that can be read here (it starts with {start!r}): {hint}.")
 
 
-# --- Which images --------------------------------------------------------------------------------------------------
-
-
 def find_images(path: str | Path) -> list[Path]:
-    """The image files that `path` means, in natural order (2.png before 10.png).
+    """The image files that a file, a folder or a pattern (`*`, `?`, `[…]`, `**` for any depth) means, in natural order.
 
-    A file is taken whatever its suffix. A folder gives the images directly in it; a pattern (`*`, `?`, `[…]`, and `**`
-    for any depth) those among its matches. Both go by the suffix (`KINDS`, in any case) and pass over hidden files.
-    What exists under the very name of `path` comes before its meaning as a pattern; `~` is the home folder.
-
-    Raises `ImageError` when nothing is found.
+    A file is taken whatever its suffix; from folders and patterns those of `KINDS` that are not hidden. What exists
+    under the very name of `path` comes before its meaning as a pattern. Raises `ImageError` when nothing is found.
     """
     if not str(path).strip():
         raise ImageError("the path of the image is empty: give a file, a folder or a pattern such as photos/*.jpg.")
     path = _expand(path)
     if path.is_file():
         return [path]
-    is_pattern = not path.is_dir() and _is_pattern(str(path))
-    folder = path if path.is_dir() else path.parent
+    is_folder = path.is_dir()
+    is_pattern = not is_folder and glob.has_magic(str(path))
+    folder = path if is_folder else path.parent
     pattern = str(path) if is_pattern else f"{glob.escape(str(folder))}/*"
     seen = sorted(glob.glob(pattern, recursive=True), key=natural)  # noqa: PTH207 (it skips hidden files)
     found = [Path(name) for name in seen if Path(name).suffix[1:].lower() in KINDS.split() and Path(name).is_file()]
-    if found and (is_pattern or path.is_dir()):
+    if found and (is_pattern or is_folder):
         return found
-    what = "no image there" if is_pattern or path.is_dir() else "no such file or folder"
-    raise ImageError(
-        f"{path}: {what}; {'found' if is_pattern else folder.absolute()}: {some(seen) or 'nothing'}. Give an image, a "
-        f"folder that holds some, or a pattern (photos/**/* searches sub-folders too). Suffixes: {KINDS}."
-    )
+    what = "no image there" if is_pattern or is_folder else "no such file or folder"
+    where = f"{'found' if is_pattern else folder.absolute()}: {some(seen) or 'nothing'}"
+    advice = "an image, a folder that holds some, or a pattern (photos/**/* searches sub-folders too)"
+    raise ImageError(f"{path}: {what}; {where}. Give {advice}. Suffixes: {KINDS}.")
 
 
 def given_root(path: str | Path) -> Path:
@@ -162,14 +141,8 @@ def given_root(path: str | Path) -> Path:
     path = _expand(path)
     if path.exists():
         return path if path.is_dir() else path.parent
-    return Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
 
-
-def _is_pattern(text: str) -> bool:
-    return any(sign in text for sign in "*?[")
-
-
-# --- Where the results of each image go ----------------------------------------------------------------------------
 
 # What some file system does not take in a name; surrogates stand for bytes that are no text.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f<>:\"/\\|?*\ud800-\udfff]")
@@ -178,22 +151,19 @@ TOGETHER = ("coco.json", "yolo", "cutouts", "summary.csv")  # what is written fo
 
 def output_names(paths: Sequence[str | Path]) -> list[str]:
     """One folder name per image, in order: its stem where no other image has it, else its name with the suffix, else
-    that after its folder's name, and a number as the last resort. None is one of `TOGETHER`.
-
-    No two are equal where upper and lower case or the forms of an accented letter are not told apart.
-    """
+    that after its folder's name, else with a number; none is in `TOGETHER`, and no two differ only by case."""
     paths = [Path(path) for path in paths]
     names = [safe_name(path.stem) for path in paths]
     for parts in (1, 2):  # of the path that the next spelling takes in
         counts = Counter(map(_key, names))
         longer = [safe_name("_".join(path.absolute().parts[-parts:]).replace(".", "_")) for path in paths]
         names = [new if counts[_key(name)] > 1 else name for name, new in zip(names, longer, strict=True)]
-    result, taken = [], set(TOGETHER)
-    for name in names:
+    taken = set(TOGETHER)
+    for i, name in enumerate(names):
         numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        result.append(next(choice for choice in numbered if _key(choice) not in taken))
-        taken.add(_key(result[-1]))
-    return result
+        names[i] = next(choice for choice in numbered if _key(choice) not in taken)
+        taken.add(_key(names[i]))
+    return names
 
 
 def _key(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,40 +38,37 @@ def write_detections(
     models: dict[str, str],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Write the four files of one image into `folder`, each atomically, and return what `detections.json` holds.
-
-    image: uint8 RGB `[H, W, 3]`; detections: with their masks; path: where it came from; seconds: by stage.
+    """Write the four files of one image, uint8 RGB `[H, W, 3]`, into `folder`, each atomically, and return what
+    `detections.json` holds. path: where the image came from; seconds: by stage. Raises
+    `OSError` that names the folder if it cannot be written.
 
     - `mask.png`: 8 bits, 255 where any instance is.
     - `instances.png`: 16 bits, the ids 1 … N in the order of `detections`, 0 for the background; where masks overlap,
       the smaller one is on top, of equal ones the higher score.
     - `overlay.png`: as `draw_instances` draws it.
-    - `detections.json`, written last: masks (COCO's run-length encoding) are whole where instances overlap, boxes in
-      pixels, cut at the image's border; a score that is no finite number is null.
-
-    Raises `OSError` that names the folder if it cannot be written.
+    - `detections.json`, written last: whole masks where instances overlap, boxes in pixels, cut at the image's border.
     """
-    folder = Path(folder)
-    height, width = image.shape[:2]
+    folder, (height, width) = Path(folder), image.shape[:2]
+    entries = []
+    for number, d in enumerate(detections, 1):
+        box = np.clip(np.array(d.box, float), 0, (width, height, width, height)).round(2).tolist()
+        entry = {"id": number, "label": d.label, "score": round(float(d.score), 4), "box": box}
+        about_mask = {"mask": encode_mask(d.mask), "mask_score": round(float(d.mask_score), 4)}
+        entries.append({**entry, **about_mask, "source": d.source})
     record = {
         "image": {"path": str(path), "width": width, "height": height},
         "prompt": prompt,
         "models": models,
-        "seconds": {stage: _rounded(value, 4) for stage, value in seconds.items()},
-        "detections": [_entry(i, detection, width, height) for i, detection in enumerate(detections, 1)],
+        "seconds": {stage: round(float(taken), 4) for stage, taken in seconds.items()},
+        "detections": entries,
     }
     instances = np.zeros((height, width), np.uint16)
-    by_area = sorted(enumerate(detections, 1), key=lambda item: (-np.count_nonzero(item[1].mask), item[1].score))
-    for number, detection in by_area:
-        instances[detection.mask] = number
-    pictures = {
-        "mask.png": np.where(instances > 0, np.uint8(255), np.uint8(0)),
-        "instances.png": instances,
-        "overlay.png": draw_instances(image, detections),
-    }
+    for i in sorted(range(len(detections)), key=lambda i: (-detections[i].mask.sum(), detections[i].score)):
+        instances[detections[i].mask] = i + 1
+    mask, overlay = np.uint8(255) * (instances > 0), draw_instances(image, detections)
     try:
-        for name, pixels in pictures.items():
-            with atomic_path(folder / name) as temporary:
+        for name, pixels in (("mask", mask), ("instances", instances), ("overlay", overlay)):
+            with atomic_path(folder / f"{name}.png") as temporary:
                 # Photos shrink by less than a tenth more at the usual level 6, which takes nearly twice as long.
                 Image.fromarray(pixels).save(temporary, compress_level=1)
         with atomic_path(folder / "detections.json") as temporary:
@@ -93,42 +89,19 @@ def table(detections: Sequence[Detection], seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _entry(number: int, detection: Detection, width: int, height: int) -> dict[str, Any]:
-    """One detection as `detections.json` holds it."""
-    return {
-        "id": number,
-        "label": detection.label,
-        "score": _rounded(detection.score, 4),
-        "box": np.clip(np.array(detection.box, float), 0, (width, height, width, height)).round(2).tolist(),
-        "mask": encode_mask(detection.mask),
-        "mask_score": _rounded(detection.mask_score, 4),
-        "source": detection.source,
-    }
-
-
 def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict[str, Any]:
     """One object on one frame as `tracks.json` holds it; mask: bool `[H, W]`, not empty. The box is the mask's."""
-    box = list(mask_box(mask))
-    return {"id": number, "label": label, "score": _rounded(score, 4), "box": box, "mask": encode_mask(mask)}
+    rle = encode_mask(mask)
+    return {"id": number, "label": label, "score": round(float(score), 4), "box": list(mask_box(mask)), "mask": rle}
 
 
 def write_tracks(
-    path: Path | str,
-    clip: VideoReader,
-    prompt: str,
-    models: dict[str, str],
-    complete: bool,
-    frames: Sequence[dict[str, Any]],
+    path: Path, clip: VideoReader, prompt: str, models: dict[str, str], complete: bool, frames: Sequence[dict[str, Any]]
 ) -> None:
-    """Write `tracks.json` atomically. complete: whether all frames of the clip were done; frames: `index`, `time` and
-    `objects` of each, these as `track_entry` makes them."""
+    """Write `tracks.json` atomically; frames: `index`, `time` and `objects` of each, as `track_entry` makes them."""
     about = {"path": str(clip.path), "width": clip.width, "height": clip.height, "fps": clip.fps, "frames": len(frames)}
     record = {"video": about, "prompt": prompt, "models": models, "complete": complete}
     lines = ",\n".join(json.dumps(frame, ensure_ascii=False) for frame in frames)  # one a frame, for the eye
     text = f'{json.dumps(record, ensure_ascii=False)[:-1]}, "frames": [\n{lines}\n]}}\n'
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "replace"))
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return round(float(value), digits) if value is not None and math.isfinite(value) else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -19,30 +18,18 @@ from helpers.segment.detections import Detection
 FILL = 0.1  # opacity: an object that is named by its colour must still be seen in it
 LEAST_FILLED = 1 / 400  # of the image, 28 x 28 pixels of 640 x 480; what is smaller is seen by its outline well enough
 LONGEST_LABEL = 40  # letters
-Numbered = Iterable[tuple[int, Detection]]
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
-    """Draw masks over an image: uint8 RGB `[H, W, 3]`, a copy.
+    """Draw masks over a copy of an image, uint8 RGB `[H, W, 3]`: outlines outside the masks, and light fills.
 
-    Every instance has a colour of its own, in which it is outlined and named in a tag with its label and score; large
-    ones are lightly filled. The outline runs outside the mask, between a black and a white line, so that it shows on
-    any background. Where masks overlap, the smaller one is on top. A detection without a mask is drawn as its box. A
-    `~` before the label says that CLIPSeg found it, whose score does not compare with the detector's.
-
-    ids: one a detection, from 1; given, tags show them, and an id has the same colour in every image. Without,
-    detections are coloured in their order, as in `instances.png`.
-
-    Tags stand beside the objects, inside the image and off one another, where there is room.
-    """
-    canvas = np.array(image, order="C")
+    Every instance has a colour and a tag; where masks overlap, the smaller one is on top. A `~` before the label says
+    that CLIPSeg found it, whose score does not compare with the detector's. `ids`, from 1, give the colours and stand
+    in the tags; without them the order does."""
+    canvas, occupied = np.array(image, order="C"), np.zeros(image.shape[:2], np.uint8)
     items = list(zip(ids or range(1, len(detections) + 1), detections, strict=True))
-    boxed = [item for item in items if item[1].mask is None]
-    masked = [item for item in items if item[1].mask is not None]
-    occupied = _draw_boxes(canvas, boxed)
-    for number, detection in sorted(masked, key=lambda item: -np.count_nonzero(item[1].mask)):
-        mask = np.ascontiguousarray(detection.mask).view(np.uint8)
+    for number, detection in sorted(items, key=lambda item: -np.count_nonzero(item[1].mask)):
+        mask = detection.mask.astype(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
         part, mask = (slice(y, y + h), slice(x, x + w)), mask[y : y + h, x : x + w]
         contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
@@ -50,8 +37,7 @@ def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequ
         # The inside comes last and from the image: lines lie outside, and fills of several objects never add up.
         inside = image[part]
         if np.count_nonzero(mask) >= LEAST_FILLED * occupied.size:
-            tint = (1 - FILL) * np.arange(256)[:, None] + FILL * np.array(colour(number))  # of each value of a channel
-            inside = cv2.LUT(inside, np.rint(tint).astype(np.uint8)[None])
+            inside = cv2.addWeighted(inside, 1 - FILL, np.full_like(inside, colour(number)), FILL, 0)
         cv2.copyTo(inside, mask, canvas[part])
         occupied[part] |= mask
     _draw_tags(canvas, occupied, items, ids is not None)
@@ -59,18 +45,22 @@ def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequ
 
 
 def draw_boxes(image: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
-    """Draw boxes with label and score over an image, masks or not, as `draw_instances` colours and tags them."""
-    canvas, items = np.array(image, order="C"), list(enumerate(detections, 1))
-    _draw_tags(canvas, _draw_boxes(canvas, items), items, numbered=False)
+    """Draw boxes with label and score over an image, as `draw_instances` colours and tags them."""
+    canvas, occupied = np.array(image, order="C"), np.zeros(image.shape[:2], np.uint8)
+    for number, detection in enumerate(detections, 1):
+        x0, y0, x1, y1 = _inside(detection.box, canvas)
+        before = canvas[y0:y1, x0:x1].copy()
+        _outline(canvas, [np.array([(x0, y0), (x1 - 1, y0), (x1 - 1, y1 - 1), (x0, y1 - 1)], np.int32)], number)
+        canvas[y0:y1, x0:x1] = before
+        occupied[y0:y1, x0:x1] = 1
+    _draw_tags(canvas, occupied, list(enumerate(detections, 1)), ids=False)
     return canvas
 
 
 def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Draw what `tracks.json` holds of a frame over it, uint8 RGB `[H, W, 3]`, each object in the colour of its id."""
-    drawn = []
-    for o in objects:
-        mask = coco_mask.decode(o["mask"]).astype(bool)
-        drawn.append(Detection(o["label"], o["score"], o["box"], "groundingdino", mask))
+    """Draw a frame's objects as `tracks.json` has them over it, uint8 RGB `[H, W, 3]`, in the colours of their ids."""
+    masks = [coco_mask.decode(o["mask"]).astype(bool) for o in objects]
+    drawn = [Detection(o["label"], o["score"], o["box"], "", mask) for o, mask in zip(objects, masks, strict=True)]
     return draw_instances(image, drawn, [o["id"] for o in objects])
 
 
@@ -81,11 +71,7 @@ def colour(number: int) -> tuple[int, int, int]:
         rgb = to_rgb(PALETTE[index])
     else:  # by steps of the golden ratio, each hue lies far from those just before it
         rgb = hsv_to_rgb(((0.05 + 0.618034 * index) % 1, (1, 0.75)[index % 2], (0.9, 0.55, 0.75)[index // 2 % 3]))
-    red, green, blue = (round(255 * value) for value in rgb)
-    return red, green, blue
-
-
-# --- Lines ---------------------------------------------------------------------------------------------------------
+    return tuple(round(255 * value) for value in rgb)
 
 
 def _reaches(image: np.ndarray) -> tuple[int, int, int]:
@@ -96,58 +82,38 @@ def _reaches(image: np.ndarray) -> tuple[int, int, int]:
 
 
 def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int) -> None:
-    """Draw the three lines around closed paths; what is inside is left to be restored."""
+    """Draw three lines around closed paths, to show on any background; what is inside is left to be restored."""
     for ink, reach in zip(((255, 255, 255), colour(number), (0, 0, 0)), _reaches(canvas), strict=True):
         cv2.drawContours(canvas, contours, -1, ink, 2 * reach, cv2.LINE_AA)
 
 
-def _draw_boxes(canvas: np.ndarray, items: Numbered) -> np.ndarray:
-    """Draw the boxes and return where they are, uint8 `[H, W]`."""
-    occupied = np.zeros(canvas.shape[:2], np.uint8)
-    for number, detection in items:
-        x0, y0, x1, y1 = _inside(detection.box, canvas)
-        before = canvas[y0:y1, x0:x1].copy()
-        _outline(canvas, [np.array([(x0, y0), (x1 - 1, y0), (x1 - 1, y1 - 1), (x0, y1 - 1)], np.int32)], number)
-        canvas[y0:y1, x0:x1] = before
-        occupied[y0:y1, x0:x1] = 1
-    return occupied
-
-
-def _inside(box: Sequence[float], canvas: np.ndarray) -> Box:
+def _inside(box: Sequence[float], canvas: np.ndarray) -> tuple[int, int, int, int]:
     """The pixels of a box, at least one, far enough from the border of the image that lines around it can be seen."""
-    sides = canvas.shape[1], canvas.shape[0]
-    margin = min(_reaches(canvas)[0], (min(sides) - 1) // 2)
-    x0, y0 = (int(np.clip(np.floor(v), margin, side - margin - 1)) for v, side in zip(box[:2], sides, strict=True))
-    x1, y1 = (int(np.clip(np.ceil(v), margin, side - margin)) for v, side in zip(box[2:], sides, strict=True))
+    sides = np.array([canvas.shape[1], canvas.shape[0]])
+    margin = min(_reaches(canvas)[0], (sides.min() - 1) // 2)
+    x0, y0 = np.clip(np.floor(box[:2]), margin, sides - margin - 1).astype(int).tolist()
+    x1, y1 = np.clip(np.ceil(box[2:]), margin, sides - margin).astype(int).tolist()
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
-# --- Tags ----------------------------------------------------------------------------------------------------------
-
-
-def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Numbered, numbered: bool) -> None:
-    height, width = canvas.shape[:2]
-    size = max(9, round(np.sqrt(height * width) / 45))  # of letters, in pixels
-    margin = _reaches(canvas)[0]  # outlines are not to be hidden either
-    occupied = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
-    covered, placed, tags = cv2.integral(occupied), [], []
+def _draw_tags(canvas: np.ndarray, occupied: np.ndarray, items: Sequence[tuple[int, Detection]], ids: bool) -> None:
+    size = max(9, round(np.sqrt(occupied.size) / 45))  # of letters, in pixels
+    margin, tags = _reaches(canvas)[0], []  # outlines are not to be hidden either, and other tags least of all
+    hides = cv2.dilate(occupied, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     for number, detection in items:
-        prefix = (f"{number} " if numbered else "") + ("~" if detection.source == "clipseg" else "")
-        tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, width, height)
-        if tag is not None:
-            place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, covered, placed)
-            placed.append(place)
-            tags.append(tag)
-    for tag, (x0, y0, x1, y1) in reversed(list(zip(tags, placed, strict=True))):  # the first is on top
-        canvas[y0:y1, x0:x1] = tag
+        prefix = (f"{number} " if ids else "") + ("~" if detection.source == "clipseg" else "")
+        tag = _tag(prefix, detection.label, f"{detection.score:.2f}", colour(number), size, canvas.shape[1])
+        if tag is not None and len(tag) <= len(canvas):
+            place = _place(tag.shape[1], tag.shape[0], _inside(detection.box, canvas), margin, hides)
+            hides[place] = 10
+            tags.append((place, tag))
+    for place, tag in reversed(tags):  # the first is on top
+        canvas[place] = tag
 
 
-def _place(w: int, h: int, box: Box, margin: int, covered: np.ndarray, placed: Sequence[Box]) -> Box:
-    """Where a tag of `w` x `h` pixels hides least, near its box: other tags above all, then objects.
-
-    covered: pixels of objects left of and above each place, int32 `[H + 1, W + 1]`; placed: the tags that are there.
-    """
-    height, width = covered.shape[0] - 1, covered.shape[1] - 1
+def _place(w: int, h: int, box: Sequence[int], margin: int, hides: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a tag of `w` x `h` pixels where it hides least (`hides`: by pixel), near its box."""
+    height, width = hides.shape
     x0, y0, x1, y1 = box
     columns = (x0, x1 - w, (x0 + x1 - w) // 2)
     beside = (x1 + margin + 1, x0 - margin - 1 - w)
@@ -157,31 +123,24 @@ def _place(w: int, h: int, box: Box, margin: int, covered: np.ndarray, placed: S
     left, top = np.clip(spots, 0, (width - w, height - h)).T
     right, bottom = left + w, top + h
 
-    hidden = covered[bottom, right] - covered[top, right] - covered[bottom, left] + covered[top, left]
-    for a0, b0, a1, b1 in placed:
-        shared_width = (np.minimum(right, a1) - np.maximum(left, a0)).clip(0)
-        shared_height = (np.minimum(bottom, b1) - np.maximum(top, b0)).clip(0)
-        hidden = hidden + 10 * shared_width * shared_height
+    above = cv2.integral(hides)  # the sum over what is left of and above each place, [H + 1, W + 1]
+    hidden = above[bottom, right] - above[top, right] - above[bottom, left] + above[top, left]
     gap = np.maximum(x0 - right, left - x1).clip(0) + np.maximum(y0 - bottom, top - y1).clip(0)
     i = (20 * hidden / (w * h) + 0.2 * gap / h + 0.001 * np.arange(len(spots))).argmin()
-    return int(left[i]), int(top[i]), int(right[i]), int(bottom[i])
+    return slice(top[i], bottom[i]), slice(left[i], right[i])
 
 
-@lru_cache(maxsize=64)
-def _tag(prefix: str, label: str, score: str, back: tuple[int, int, int], size: int, width: int, height: int):
+def _tag(prefix: str, label: str, score: str, back: tuple[int, int, int], size: int, width: int) -> np.ndarray | None:
     """A tag as uint8 `[h, w, 3]`, its label shortened to fit into `width`; `None` where not even the score fits."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # it comes with matplotlib
     pad = max(2, size // 5)
-    h = sum(font.getmetrics()) + pad
     for kept in range(min(len(label), LONGEST_LABEL), -1, -1):
         text = f"{prefix}{label[:kept].rstrip()}{'…' if kept < len(label) else ''} {score}"
         w = int(np.ceil(font.getlength(text))) + 2 * pad
-        if w <= width and h <= height:
-            break
-    else:
-        return None
-    # Relative luminance (WCAG 2): black has more contrast above 0.18, white below.
-    ink = "black" if np.dot((np.array(back) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)) > 0.18 else "white"
-    tag = Image.new("RGB", (w, h), back)
-    ImageDraw.Draw(tag).text((pad, pad // 2), text, ink, font)
-    return np.asarray(tag)
+        if w <= width:
+            # Relative luminance (WCAG 2): black has more contrast above 0.18, white below.
+            ink = "black" if np.dot((np.array(back) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)) > 0.18 else "white"
+            tag = Image.new("RGB", (w, sum(font.getmetrics()) + pad), back)
+            ImageDraw.Draw(tag).text((pad, pad // 2), text, ink, font)
+            return np.asarray(tag)
+    return None

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from helpers.common.boxes import mask_box
 from helpers.segment.detections import Detection, mask_iou
-from helpers.segment.exports import FORMATS, export_image, export_together, mask_polygon, parse_formats
+from helpers.segment.exports import FORMATS, export_image, finish_folder, mask_polygon, parse_formats
 from helpers.segment.images import find_images, output_names, read_image
 from helpers.segment.outputs import write_detections
 
@@ -140,6 +140,11 @@ def test_straight_lines_have_no_points_between_their_ends():
 # --- A folder ------------------------------------------------------------------------------------------------------
 
 
+def finish(out, given, images, phrases, formats):
+    rows = [{"image": str(path), "folder": name, "skipped": ""} for path, name in images]
+    return finish_folder(out, given, rows, phrases, formats)
+
+
 @pytest.fixture
 def exported(tmp_path):
     """Images of one stem in different folders and of several kinds, with objects, in all formats: the folder given,
@@ -163,8 +168,8 @@ def exported(tmp_path):
         write_detections(out / name, image, found, path, ". ".join(PHRASES), {}, {})
         export_image(out, name, path, image, found, PHRASES, FORMATS)
         content[name] = image, found
-    lines = export_together(out, pattern, images, PHRASES, FORMATS)
-    assert len(lines) == 3 and "15 cut-outs" in lines[2]
+    lines = finish(out, pattern, images, PHRASES, FORMATS)
+    assert len(lines) == 4 and "15 cut-outs" in lines[3]
     return given, out, images, content
 
 
@@ -246,8 +251,8 @@ def test_a_second_run_leaves_nothing_of_the_first(exported):
     path, name = images[-2]
     write_detections(out / name, content[name][0], [], path, "cat", {}, {})
     export_image(out, name, path, content[name][0], [], ["cat"], FORMATS)
-    lines = export_together(out, given, images[-2:-1], ["cat"], FORMATS)
-    assert lines[2].startswith("0 cut-outs") and not list((out / "cutouts").glob(f"{name}_*_*.png"))
+    lines = finish(out, given, images[-2:-1], ["cat"], FORMATS)
+    assert lines[3].startswith("0 cut-outs") and not list((out / "cutouts").glob(f"{name}_*_*.png"))
     assert (out / "cutouts" / "y_1.png").exists() == (name != "y")
     assert (out / "yolo" / "labels" / f"{name}.txt").read_text() == ""
     record = json.loads((out / "coco.json").read_text())
@@ -260,11 +265,10 @@ def test_no_image_has_its_folder_where_the_exports_go():
 
 
 def test_nothing_is_written_that_is_not_asked_for(tmp_path):
-    image = np.zeros((90, 120, 3), np.uint8)
-    export_image(
-        tmp_path, "a", tmp_path / "a.png", image, [Detection("cat", 1, (0, 0, 9, 9), "clipseg", blob(0))], [], ()
-    )
-    assert export_together(tmp_path, tmp_path, [], ["cat"], ()) == [] and not any(tmp_path.iterdir())
+    found, image = [Detection("cat", 1, (0, 0, 9, 9), "clipseg", blob(0))], np.zeros((90, 120, 3), np.uint8)
+    export_image(tmp_path, "a", tmp_path / "a.png", image, found, [], ())
+    assert len(finish(tmp_path, tmp_path, [(tmp_path / "a.png", "a")], ["cat"], ())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +282,6 @@ def test_paths_start_at_what_was_given(tmp_path, monkeypatch, given):
     for path in (given, str(folder / given)):
         (found,) = find_images(path)
         write_detections(tmp_path / "out" / "a", image, [], found, "cat", {}, {})
-        export_together(tmp_path / "out", path, [(found, "a")], ["cat"], ("coco",))
+        finish(tmp_path / "out", path, [(found, "a")], ["cat"], ("coco",))
         (entry,) = json.loads((tmp_path / "out" / "coco.json").read_text())["images"]
         assert entry["file_name"] == ("a.png" if given.startswith("photos") else "photos/a.png")

@@ -156,7 +156,7 @@ def test_a_file_that_was_cut_off_gives_what_it_has(tmp_path):
     content = whole.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 6 // 10])
     video = copy(tmp_path / "cut.mp4", tmp_path / "out.mp4")
-    assert 5 < VideoReader(tmp_path / "out.mp4").frames < 60
+    assert 5 < len(VideoReader(tmp_path / "out.mp4")) < 60
     assert any("cut.mp4 breaks off" in note and "of the 60 frames" in note for note in video.notes)
     check_playable(tmp_path / "out.mp4")
 
@@ -221,10 +221,14 @@ def test_an_error_leaves_what_was_written_and_no_frame_leaves_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.mov", "part.mp4", "none.mp4"}
 
 
-def test_a_frame_of_another_size_is_refused(tmp_path):
-    writer = VideoWriter(tmp_path / "out.mp4", Silent(160, 96, 10))
-    with pytest.raises(ValueError, match=r"expected uint8 \[96, 160, 3\]"), writer:
-        writer.write(np.zeros((90, 160, 3), np.uint8), 0)
+def test_the_same_frames_give_the_same_file(tmp_path):
+    contents = []
+    for name in ("a.mp4", "b.mp4"):
+        with VideoWriter(tmp_path / name, Silent(160, 96, 10)) as writer:
+            for i in range(FRAMES):
+                writer.write(picture(i, 96, 160), i)
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
 
 
 def test_reading_ahead_keeps_order_and_errors_and_stops_when_left():
