@@ -53,7 +53,7 @@ def write_detections(
     for number, d in enumerate(detections, 1):
         box = np.clip(np.array(d.box, float), 0, (width, height, width, height)).round(2).tolist()
         entry = {"id": number, "label": d.label, "score": round(float(d.score), 4), "box": box}
-        about_mask = {"mask": encode_mask(d.mask), "mask_score": round(float(d.mask_score), 4)}
+        about_mask = {"mask": encode_mask(d.mask), "mask_score": round(float(np.nan_to_num(d.mask_score)), 4)}
         entries.append({**entry, **about_mask, "source": d.source})
     record = {
         "image": {"path": str(path), "width": width, "height": height},
