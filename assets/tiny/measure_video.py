@@ -36,9 +36,9 @@ def follow(q2, networks, clip, path: Path, every: int) -> list[dict]:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     phrases = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in clip.objects))
-    video, settings = VideoReader(path), Settings()
+    video, settings = VideoReader(path), Settings(redetect_every=every)
     tracks = Tracks(networks.sam2, video, settings.max_objects)
-    walk = q2.track_frames(tracks, networks, video, phrases, settings, every)
+    walk = q2.track_frames(tracks, networks, video, phrases, settings)
     return masks_by_id([{"objects": objects} for _, objects in itertools.chain(walk, tracks.rest())])
 
 

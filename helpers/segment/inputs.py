@@ -23,6 +23,7 @@ class Settings:
     nms_iou: float = 0.7
     max_objects: int = 50
     one_label: bool = False
+    redetect_every: int = 6
 
     def __post_init__(self) -> None:
         for name in ("box_threshold", "text_threshold", "clipseg_thr", "nms_iou"):
@@ -32,6 +33,8 @@ class Settings:
             raise ValueError(f"max_objects={self.max_objects!r}: give at least 1")
         if self.one_label not in (True, False):
             raise ValueError(f"one_label={self.one_label!r}: give True or False")
+        if self.redetect_every < 0:
+            raise ValueError(f"redetect_every={self.redetect_every!r}: give a number of frames, or 0 for never")
 
 
 @dataclass(frozen=True)

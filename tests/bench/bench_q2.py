@@ -296,9 +296,9 @@ def length_once(folder: str, path: str, every: int) -> dict:
     q2, compute, clip = nbload.load(Q2), pick_compute(), VideoReader(Path(path))
     if Path(folder) != TINY:
         q2.segment = partial(true_objects, q2)
-    networks, settings = load_models(q2, Path(folder), compute), Settings()
+    networks, settings = load_models(q2, Path(folder), compute), Settings(redetect_every=every)
     began = time.perf_counter()
-    frames = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent, every)
+    frames = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent)
     seconds = time.perf_counter() - began
     ids = {o["id"] for frame in frames for o in frame["objects"]}
     return {"objects": len(ids), "frames/s": round(len(frames) / seconds, 2), **peak_memory()}

@@ -200,6 +200,8 @@ def test_settings_refuse_what_is_no_share(q2):
         Settings(0.3, 0.25, 0.4, 0.7, 0)
     with pytest.raises(ValueError, match="one_label='no': give True or False"):
         Settings(0.3, 0.25, 0.4, 0.7, 50, "no")
+    with pytest.raises(ValueError, match="redetect_every=-1"):
+        Settings(redetect_every=-1)
 
 
 # --- CLIPSeg's part ---
@@ -358,10 +360,10 @@ def follow(q2, networks, settings, monkeypatch):
         looked, done = [], []
         monkeypatch.setattr(q2, "detect", detect)
         monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
-        given = given or networks()
+        given, looking = given or networks(), replace(settings, redetect_every=every)
         followed = q2.Tracks(given.sam2, frames, settings.max_objects, every > 0)
         try:
-            for frame, objects in q2.track_frames(followed, given, frames, list(shows), settings, every, deadline):
+            for frame, objects in q2.track_frames(followed, given, frames, list(shows), looking, deadline):
                 done.append((frame.index, [o["label"] for o in objects]))
         finally:
             done += [(frame.index, [o["label"] for o in objects]) for frame, objects in followed.rest()]
@@ -405,7 +407,7 @@ def test_the_search_ends_at_the_deadline_and_leaves_one_frame(q2, networks, sett
     assert fakes.dino.captions == [] and fakes.clipseg.asked == []
     followed, done = q2.Tracks(fakes.sam2, frames_of(20)), []
     with pytest.raises(TimeoutError):
-        for frame, objects in q2.track_frames(followed, fakes, frames_of(20), ["cat"], settings, 4, 0.0):
+        for frame, objects in q2.track_frames(followed, fakes, frames_of(20), ["cat"], settings, 0.0):
             done.append((frame.index, objects))
     assert done == [(0, [])]
 
@@ -436,7 +438,7 @@ def test_a_video_that_is_stopped_keeps_what_is_done(q2, networks, settings, monk
     monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
     monkeypatch.setattr(q2, "track_frames", track_frames)
     monkeypatch.setattr(q2.video, "VideoWriter", Writer)
-    frames = q2.segment_video(networks(), frames_of(48), ["cat"], settings, tmp_path, 6, 1.5)
+    frames = q2.segment_video(networks(), frames_of(48), ["cat"], settings, tmp_path, 1.5)
     assert [frame["index"] for frame in frames] == Writer.written == list(range(30))
     record = json.loads((tmp_path / "tracks.json").read_text())
     assert record["complete"] is False and record["video"]["frames"] == 30
