@@ -1,4 +1,4 @@
-"""What the notebooks need but the reader did not come for. Four rooms, one module for each job.
+"""Supporting code of both notebooks, in four rooms, one module for each job.
 
 common    what both notebooks need
   environment    Kaggle, Colab or elsewhere; packages and their versions; where files lie
@@ -6,7 +6,7 @@ common    what both notebooks need
   distributed    several processes under torchrun: agreement, shares, sums
   launch         a notebook as a script in a process for each GPU
   files          files that are either whole or not there; what lies in a folder
-  hub            files of the Hugging Face hub, from its cache or fetched
+  hub            files of the Hugging Face hub, from its cache or fetched; its errors as sentences
   figures        how figures look, are kept and shown
   boxes          the box of a mask
 vit       q1's
@@ -22,14 +22,17 @@ vit       q1's
 segment   q2's
   inputs         settings, and what a run works on: images, a video, phrases, or else drawn examples
   prompts        text to phrases, and to GroundingDINO's captions
-  weights        which models are used, and where they are found
-  models         the three together
+  weights        where the models' files are searched for, and fetched (by common/hub)
+  models         the three networks loaded, as one object
   grounding_dino, sam2_image, sam2_video, clipseg    each of them
-  pretrained     trained tensors into models, all of them
+  pretrained     tensors loaded into a model, all of them or an error
   detections     the record of one object; how masks overlap
   tracks         which detection of a video is which object; what a later look may still change
-  images, video, examples    files in, and something to try
-  outputs, exports    files out, for one image or video, and for many images
+  images         images in, whatever their kind
+  video          frames in; an MP4 with the input's sound out
+  examples       drawn pictures and a clip to try q2 on
+  outputs        masks, overlay, detections.json, tracks.json
+  exports        COCO, YOLO and cut-outs of several images
   overlay, figures, playground    what a person sees
 shapes    the drawn world of both
   draw           the renderer: shapes, colours, textures

@@ -127,7 +127,7 @@ def pillow_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two bool masks; 1 if both are empty."""
+    """Intersection over union of two bool masks; 1 if both are empty."""
     union = np.count_nonzero(one | other)
     return np.count_nonzero(one & other) / union if union else 1.0
 

@@ -244,7 +244,7 @@ WEIGHTS = {"class": 4.0, "l1": 5.0, "giou": 2.0, "kind": 0.5}
 
 
 def total_loss(model, heads, samples, pixels, ids, mask, truth) -> tuple[Tensor, dict[str, float]]:
-    """Of both decoder layers, the proposals and the image's features, and what to log of it."""
+    """Sum over both decoder layers, the proposals and the image's features, and what to log of it."""
     out = model.model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
     text, known = out.encoder_last_hidden_state_text, mask.bool()
     length = ids.shape[1]

@@ -411,7 +411,7 @@ def _shows(mask: np.ndarray) -> bool:
 
 
 def _box(mask: np.ndarray, size: int) -> np.ndarray:
-    """Of a mask [H, W], in pixels of the model's input."""
+    """Box of a mask [H, W] in pixels of the model's input."""
     return np.array(mask_box(mask)) * (size / np.array([mask.shape[1], mask.shape[0]] * 2))
 
 

@@ -130,7 +130,7 @@ def share(items: list) -> list:
 
 
 def all_gather(parts: list) -> list:
-    """What every process made of its `share`, in the order of the whole list, in every process."""
+    """Return what every process made of its `share`, in the order of the whole list, in every process."""
     shares = [parts] * size()
     if size() > 1:
         dist.all_gather_object(shares, parts)

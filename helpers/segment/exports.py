@@ -1,4 +1,4 @@
-"""What is written for several images together: COCO's instances, a data set for YOLO, and cut-outs."""
+"""Files for several images together: COCO's instances, a data set for YOLO, and cut-outs."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], t
 def threshold_curves(
     thresholds: np.ndarray, boxes: Counts, parts: Counts, box_threshold: float, clipseg_thr: float
 ) -> Figure:
-    """What each threshold would keep: boxes of GroundingDINO and components of CLIPSeg, a line for each phrase."""
+    """How many boxes of GroundingDINO and components of CLIPSeg each threshold keeps, a line for each phrase."""
     figure, axes = new_figure(11, 4, 1, 2)
     for axis, counts, chosen, name, what in (
         (axes[0], boxes, box_threshold, "box_threshold", "GroundingDINO's boxes"),

@@ -88,8 +88,9 @@ def resized_shape(height: int, width: int, size: dict[str, int]) -> tuple[int, i
 
 
 def load(weights: Path | str, bert: Path | str | None, compute: Compute) -> GroundingDino:
-    """GroundingDINO on `compute`, by groundingdino-py from a file, for which BERT's vocabulary is in the folder `bert`,
-    and by transformers from a folder. `OSError` for what is not there, `ValueError` for what is broken or another's."""
+    """GroundingDINO on `compute`. A file is loaded by groundingdino-py, with BERT's vocabulary from the folder `bert`;
+    a folder by transformers. Raises `OSError` where it is not there, `ValueError` where it is broken or another model's.
+    """
     path = Path(weights).expanduser()
     return _load_port(path, compute) if path.is_dir() else _load_original(path, bert, compute)
 
@@ -133,7 +134,7 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
 
 
 def build_original(settings: str, tokenizer: Any, bert_config: Any) -> nn.Module:
-    """The package's model with random weights, by its module `settings`."""
+    """The package's model with random weights, as its module `settings` configures it."""
     from transformers import BertModel
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a run of q2 works on: the user's images, video and prompt, or drawn shapes; and the settings."""
+"""Inputs of a run of q2, the user's images, video and prompt or drawn shapes; and its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.segment.video import VideoReader, save_first_frame
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides which objects are kept; the notebook's parameters of the same names."""
+    """The numbers that decide which objects are kept; the notebook's parameters of the same names."""
 
     box_threshold: float = 0.35
     text_threshold: float = 0.25

@@ -1,4 +1,4 @@
-"""What a segmented image or video leaves on the disk: masks, overlay and the record of its objects."""
+"""Files of a segmented image or video: masks, overlay and the record of its objects."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class VideoTracker:
 
 
 class _ShownFrame:
-    """What the package takes for the list of all frames."""
+    """Stands in for the package's list of all frames."""
 
     index: int | None = None
     pixels: Tensor | None = None

@@ -8,8 +8,9 @@
         for frame, objects in tracks.settled(): ...       # frames that no later look can change
     for frame, objects in tracks.rest(): ...
 
-Masks are bool [H, W], images uint8 [H, W, 3]. What each rule is worth was measured by leaving it out
-(assets/measured/q2_tracks.csv).
+Where the first detections are not on the first frame, `begin` comes before that loop. Masks are bool [H, W], images
+uint8 [H, W, 3]. The rules here are those of more that proved worth having (assets/measured/q2_tracks.csv);
+tests/bench/ablate_tracks.py measures each of them.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Frame, VideoReader
 
 MOST_HELD = 24  # frames in memory that a later look may still change
-SAME_PLACE = 0.3  # least IoU of a detection with a track of its label to be of the same object
-SAME_COLOUR = 60.0  # most distance in RGB of an object that comes back to what it was
-HIDDEN = 0.5  # times its area when it was detected: an object of less is going out of sight
+SAME_PLACE = (
+    0.3  # least IoU of a detection with a track of its label to be the same object, unless one is INSIDE the other
+)
+SAME_COLOUR = 60.0  # most distance in RGB from what a track was when it was last detected
+HIDDEN = 0.5  # below this share of the area when it was last detected, a track is nearly out of sight
 INSIDE = 0.7  # least share of a mask that lies in another one to be inside it
-AGREES = 0.7  # least IoU of two masks to show the same object
-TAKEN = 0.7  # least IoU of a detection with a track of another label, or one that is found elsewhere, not to be new
+AGREES = 0.7  # least IoU of an object's masks forwards and backwards in time to be the same
+TAKEN = 0.7  # least IoU with any track at which a detection that belongs to none is no new object
 RESTART = 0.82  # least IoU of a track with its detection for SAM 2 to go on as it was
 
 
@@ -63,7 +66,7 @@ class Track:
 
 @dataclass
 class Held:
-    """A frame that may still be changed, and {id: the object as `tracks.json` holds it} of those in sight on it."""
+    """A waiting frame and the objects in sight on it: {id: as `tracks.json` holds it}."""
 
     frame: Frame
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class Tracks:
         return {index: list(seen.values()) for index, seen in objects.items()}
 
     def move(self, frame: Frame, prepared: torch.Tensor) -> None:
-        """Have SAM 2 carry every object on to `frame`, the next one, or the first one again."""
+        """Have SAM 2 carry every object on to `frame`: the next one or, right after `begin`, the same once more."""
         self._frame = frame
         self._tracker.show(frame.index, prepared)
         masks = self._tracker.track()
@@ -136,7 +139,8 @@ class Tracks:
     # --- Which detection is which track -----------------------------------------------------------------------------
 
     def _match(self, detections: Sequence[Detection]) -> list[Restart]:
-        """Give each detection, the surest first, its track or a new one; returns where SAM 2 starts afresh."""
+        """Bring the tracks up to date with detections, the surest first: what belongs to none becomes a new one. Returns
+        those that SAM 2 follows afresh from here."""
         detections = [d for d in detections if d.mask.any()]
         masks = [d.mask for d in detections]
         known = self._assign(detections)
@@ -169,9 +173,9 @@ class Tracks:
         image, colour = self._frame.image, np.full_like(place, np.inf)
         colours = [main_colour(image, d.mask) for d in detections]
         for row, track in zip(colour, self.tracks, strict=True):
-            now = main_colour(image, track.mask) if track.mask.any() else np.inf
-            moved = np.linalg.norm(track.colour - now) > SAME_COLOUR
-            if colours and (moved or track.mask.sum() < HIDDEN * track.area):
+            now = main_colour(image, track.mask) if track.mask.any() else np.inf  # out of sight: on any other
+            elsewhere = np.linalg.norm(track.colour - now) > SAME_COLOUR
+            if colours and (elsewhere or track.mask.sum() < HIDDEN * track.area):
                 row[:] = np.linalg.norm(track.colour - colours, axis=1)
         known: dict[int, Track] = {}
         for distance, most in ((place, np.inf), (colour, SAME_COLOUR)):
@@ -205,7 +209,7 @@ class Tracks:
         track.sam_id, track.mask = None, np.zeros_like(track.mask)
 
     def _make_room(self) -> bool:
-        """Return whether one more object can be followed: one that is out of sight, the longest undetected, is lost."""
+        """Tell whether one more object can be followed. If not, of those out of sight the longest undetected is lost."""
         followed = [t for t in self.tracks if t.sam_id]
         gone = [t for t in followed if not t.mask.any()]
         if len(followed) >= self._max_objects and gone:
@@ -216,8 +220,8 @@ class Tracks:
 
     def _look_back(self, restarts: Sequence[Restart], earlier: Iterable[Held]) -> None:
         """Take what SAM 2 follows afresh back through the frames before the current one, the newest first, each track
-        until it agrees with what it was there, or is out of sight. Where it was detected before and they never agree,
-        neither way is better: each keeps the half of the frames next to its own detection."""
+        until it agrees with what it was there, or is out of sight. If it comes to a frame on which it was detected
+        before and they never agreed, neither way is better: each keeps the half next to its own detection."""
         if not restarts or self._frame.index == 0:
             return
         tracker, found = self._new_tracker(), {track.id: [] for track, *_ in restarts}

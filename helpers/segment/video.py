@@ -29,7 +29,7 @@ class VideoError(ValueError):
 
 
 class Silent:
-    """What a `VideoWriter` takes over from a `VideoReader`, for a video without sound: size in pixels, frames/s."""
+    """Size in pixels and frames/s of a video without sound, for a `VideoWriter` without a `VideoReader`."""
 
     aspect, start, sound = Fraction(1), Fraction(0), False
 
@@ -133,7 +133,7 @@ class VideoReader:
         return container
 
     def _packets(self, container) -> Iterator[av.Packet]:
-        """Ends where the file does, however it does."""
+        """The packets of the film; a damaged end is noted, not raised."""
         try:
             yield from container.demux(container.streams.video[0])
         except av.FFmpegError as error:

@@ -56,7 +56,7 @@ class Part:
 
     @property
     def expected(self) -> str:
-        """What the parameter may be, as text."""
+        """Text that says what the parameter may be."""
         config = f"config.json (model_type {self.model_type})" if self.model_type else "config.yaml"
         kinds = f"a folder with {config} and {self.main}, or a hub id like {self.hub_ids[0]}"
         return f"a file like {CHECKPOINTS[self.hub_ids[0]]}, {kinds}" if self.file else kinds

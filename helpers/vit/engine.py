@@ -136,7 +136,7 @@ def _fit(run: Any, eager: Step, images: Tensor, targets: Tensor) -> None:
 
 
 def _graphed(run: Any, eager: Step, images: Tensor, targets: Tensor) -> Step:
-    """The step as a CUDA graph, if it computes what it computes without; else `eager`, and why."""
+    """The step as a CUDA graph, if its result equals the eager step's; else `eager`, and why is printed."""
     if distributed.size() > 1:
         print("several processes: the step is not recorded as a CUDA graph")  # their exchanges would not be
         return eager
