@@ -13,11 +13,11 @@ vit       q1's
   config         settings: presets, what the user gave, what can work
   data           CIFAR-10 found or fetched, as tensors; split
   cifar_readers, image_set    its layouts read and checked
-  augment        crops, flips, RandAugment, Random Erasing as batched tensor operations
+  augment        crops, flips, RandAugment, Random Erasing on batches (MixUp, CutMix: q1, section 4)
   engine         a training step that fits into memory, compiled, as one CUDA graph
-  clock          how far a run is; its counts, times and log
+  clock          how far a run is, by steps or by time, which q1's lr_at follows; its counts, times and log
   checkpoint     best_vit_cifar10.pth, last.pth, run_summary.json; resuming
-  evaluate       predictions, accuracy, calibration, mistakes
+  evaluate       predictions, test-time augmentation, accuracy, calibration
   figures        curves, reports, attention
 segment   q2's
   inputs         settings, and what a run works on: images, a video, phrases, or else drawn examples

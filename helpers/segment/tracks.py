@@ -33,9 +33,7 @@ from helpers.segment.sam2_video import VideoTracker
 from helpers.segment.video import Frame, VideoReader
 
 MOST_HELD = 24  # frames in memory that a later look may still change
-SAME_PLACE = (
-    0.3  # least IoU of a detection with a track of its label to be the same object, unless one is INSIDE the other
-)
+SAME_PLACE = 0.3  # least IoU of a detection with a track of its label to be that object, or else INSIDE holds
 SAME_COLOUR = 60.0  # most distance in RGB from what a track was when it was last detected
 HIDDEN = 0.5  # below this share of the area when it was last detected, a track is nearly out of sight
 INSIDE = 0.7  # least share of a mask that lies in another one to be inside it
@@ -139,8 +137,8 @@ class Tracks:
     # --- Which detection is which track -----------------------------------------------------------------------------
 
     def _match(self, detections: Sequence[Detection]) -> list[Restart]:
-        """Bring the tracks up to date with detections, the surest first: what belongs to none becomes a new one. Returns
-        those that SAM 2 follows afresh from here."""
+        """Bring the tracks up to date with detections, the surest first: what belongs to none becomes a new one.
+        Returns those that SAM 2 follows afresh from here."""
         detections = [d for d in detections if d.mask.any()]
         masks = [d.mask for d in detections]
         known = self._assign(detections)
@@ -209,7 +207,7 @@ class Tracks:
         track.sam_id, track.mask = None, np.zeros_like(track.mask)
 
     def _make_room(self) -> bool:
-        """Tell whether one more object can be followed. If not, of those out of sight the longest undetected is lost."""
+        """Tell whether one more object can be followed, if the longest undetected of those out of sight is lost."""
         followed = [t for t in self.tracks if t.sam_id]
         gone = [t for t in followed if not t.mask.any()]
         if len(followed) >= self._max_objects and gone:

@@ -17,8 +17,8 @@ _LEAST_IOU = 0.5  # of an id with the object on a frame, to be its id there
 
 @dataclass(frozen=True)
 class TrackScore:
-    """Scores of one true object. `j` is the mean IoU over the frames with the id that it has most often, under its own label,
-    where a frame counts as 1 if neither has a mask (J of Perazzi et al., "A Benchmark Dataset and Evaluation
+    """Scores of one true object. `j` is the mean IoU over the frames with the id that it has most often, under its own
+    label, where a frame counts as 1 if neither has a mask (J of Perazzi et al., "A Benchmark Dataset and Evaluation
     Methodology for Video Object Segmentation", CVPR 2016, for clips in which objects come and go); `switched` whether
     it has more than one id; `late` whether it is absent from the first frame; `delay` how many frames after half of its
     largest area shows it is found, `None` if never."""
