@@ -89,7 +89,7 @@ def resized_shape(height: int, width: int, size: dict[str, int]) -> tuple[int, i
 
 def load(weights: Path | str, bert: Path | str | None, compute: Compute) -> GroundingDino:
     """GroundingDINO on `compute`. A file is loaded by groundingdino-py, with BERT's vocabulary from the folder `bert`;
-    a folder by transformers. Raises `OSError` where it is not there, `ValueError` where it is broken or another model's.
+    a folder by transformers. Raises `OSError` where there is none, `ValueError` where it is broken or another's.
     """
     path = Path(weights).expanduser()
     return _load_port(path, compute) if path.is_dir() else _load_original(path, bert, compute)

@@ -61,7 +61,7 @@ def _misfits(model: nn.Module, report: dict, folder: Path) -> set[str]:
 
 
 def load_checkpoint(path: Path, expected: str) -> dict[str, Tensor]:
-    """Tensors of a file `{"model": tensors}`, as GroundingDINO's and SAM 2's authors save them; {} for any other file."""
+    """Tensors of a file `{"model": tensors}`, as both models' authors save them; {} of others."""
     content = load_plain(path, f". {expected}.")
     state = content.get("model") if isinstance(content, dict) else None
     return state if isinstance(state, dict) else {}
