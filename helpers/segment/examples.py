@@ -56,7 +56,7 @@ def draw_example_clip(folder: Path, seed: int) -> tuple[Path, str, Clip]:
         if (~shows[0]).sum() >= 4 and shows[0, [0, -1]].all() and list(shows[1:, 0]) == [False, True] and shows[1, -1]:
             break
     path = Path(folder) / "shapes.mp4"
-    with VideoWriter(path, Silent(320, 240, fps=24), quality=16) as writer:
+    with VideoWriter(path, Silent(320, 240, fps=24), quality=20) as writer:
         for i, frame in enumerate(clip.frames):
             writer.write(frame, i)
     return path, ". ".join(f"{item.colour} {item.shape}" for item in clip.objects), clip
