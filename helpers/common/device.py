@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from helpers.common.files import reason
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,8 +91,7 @@ def compile_if_possible(modules: Sequence[torch.nn.Module], rehearse: Callable[[
     except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
         for module in modules:
             module._compiled_call_impl = None
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"torch.compile does not work here, going on without: {reason}")
+        print(f"torch.compile does not work here, going on without: {reason(error)}")
 
 
 def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]) -> None:

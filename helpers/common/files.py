@@ -94,3 +94,9 @@ def some(names: Sequence[object], limit: int = 5) -> str:
     """The first `limit` names, and how many more there are, as text."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more
+
+
+def reason(error: Exception) -> str:
+    """Return the first sentence of an error's message (torch's next one advises to execute what is in the file), or its
+    type where there is none."""
+    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")

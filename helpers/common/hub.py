@@ -1,6 +1,5 @@
 """Files of the Hugging Face hub: those in its cache on this machine, and others fetched into it."""
 
-import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from helpers.common.files import reason
 
 ANSWER_TIMEOUT = 6.0  # seconds, after which the hub counts as unreachable
 
@@ -68,9 +69,3 @@ def _explain(error: Exception, repo_id: str, repo_type: str) -> str:
     if getattr(error, "errno", None) or "No space left" in str(error):  # of the disk; the network's have no number
         return f"{reason(error)}. Free some space, or set HF_HOME to a folder on another disk."
     return f"{reason(error)}. Try again: files that came whole are kept."
-
-
-def reason(error: Exception) -> str:
-    """Return the first sentence of an error's message (torch's next one advises to execute what is in the file), or its
-    type where there is none."""
-    return re.split(r"\.\s|\n", str(error).strip() or type(error).__name__)[0].rstrip(".:")

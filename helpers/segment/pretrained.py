@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from helpers.common.files import load_plain
-from helpers.common.hub import reason
+from helpers.common.files import load_plain, reason
 
 
 def load_pretrained(folder: Path, kind: str, expected: str, model_class: Any, *others: Any) -> list:

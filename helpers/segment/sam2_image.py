@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.common.device import Compute, compile_if_possible
-from helpers.common.hub import reason
+from helpers.common.files import reason
 from helpers.segment.pretrained import fill, load_checkpoint
 
 # (width, number of blocks) of the image encoder: (letter in the package's configuration files, name)

@@ -142,9 +142,11 @@ class Tracks:
         detections = [d for d in detections if d.mask.any()]
         masks = [d.mask for d in detections]
         known = self._assign(detections)
-        for track in self._slipped(masks, known):  # lost first, so that their objects can be found elsewhere
-            self._lose(track)
-        known, restarts = self._assign(detections), []
+        if slipped := self._slipped(masks, known):
+            for track in slipped:
+                self._lose(track)
+            known = self._assign(detections)  # so that their objects can be found elsewhere
+        restarts = []
         inside = overlaps(masks, masks)[1] > INSIDE
         np.fill_diagonal(inside, False)
         for k, detection in enumerate(detections):

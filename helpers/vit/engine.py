@@ -14,6 +14,7 @@ from torch import Tensor
 
 from helpers.common import distributed
 from helpers.common.device import seed_everything
+from helpers.common.files import reason
 from helpers.vit.checkpoint import get_rng_state, set_rng_state
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -118,7 +119,7 @@ def _fit(run: Any, eager: Step, images: Tensor, targets: Tensor) -> None:
         except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
             if not compiled:
                 raise
-            failure = (str(error).strip() or repr(error)).splitlines()[0]
+            failure = reason(error)
         # from here on outside the except block, which would keep the failed step's tensors alive
         if failure:
             print(f"torch.compile does not work here, going on without: {failure}")
