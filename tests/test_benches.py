@@ -119,6 +119,8 @@ def test_q2_beside_what_people_use(tmp_path, monkeypatch):
     assert len(rows) == 2 and all(float(row["sam2_encode"]) > 0 and int(row["peak MiB"]) > 50 for row in rows)
     rows = run(bench_q2, "phrases", tmp_path, *tiny, "--boxes", "2")
     assert [row["masks"] for row in rows] == ["4", "4"]
+    rows = run(bench_q2, "folder", tmp_path, *tiny, "--images", "3", "--repeats", "1", "--batch-size", "2")
+    assert [row["contender"][-12:] for row in rows] == ["batch_size=1", "batch_size=2", "batch_size=4", "er the other"]
     rows = run(bench_q2, "tracking", tmp_path, *tiny, "--frames", "3", "--objects", "2", "--video-size", "128x96")
     assert list(rows[0])[:7] == RATES and [row["equal, %"] for row in rows] == ["100.0", "100.0"]
     rows = run(bench_q2, "length", tmp_path, *tiny, "--lengths", "3")

@@ -163,7 +163,8 @@ def measure(q2, networks, scenes: int, seed: int, drawn_by: str = "helpers") -> 
         detections, taken = q2.segment(networks, scene.image, texts, settings)
         for stage, value in taken.items():
             seconds.setdefault(stage, []).append(value)
-        coarse = q2.fall_back(networks, scene.image, texts, settings.clipseg_thr)
+        (encoded,), (heat,) = networks.sam2.encode([scene.image]), networks.clipseg.heatmaps([scene.image], [texts])
+        coarse = q2.fall_back(networks.sam2, encoded, heat, texts, settings.clipseg_thr)
         for phrase in phrases:
             mine = [d for d in detections if d.label == phrase.text]
             if not phrase.objects:

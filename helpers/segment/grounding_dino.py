@@ -2,7 +2,7 @@
 
     dino = load("groundingdino_swint_ogc.pth", "bert-base-uncased", compute)    # the authors' file, and BERT's folder
     dino = load("grounding-dino-tiny", None, compute)                           # or a folder of transformers' port
-    token_scores, boxes = dino.forward(image, "cat . red dog .")                # [Q, T], [Q, 4] in pixels
+    token_scores, boxes = dino.forward(images, "cat . red dog .")               # [B, Q, T], [B, Q, 4] in pixels
 
 The same weights give the same either way, but for boxes within a thousandth of the image's edge or size.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import normalize
 
 from helpers.common.device import Compute
 from helpers.segment.pretrained import fill, load_checkpoint, load_pretrained, title
@@ -45,8 +45,8 @@ EXPECTED = (
 
 @dataclass(eq=False, repr=False)
 class GroundingDino:
-    """Boxes for what a caption names. `network` takes pixels, float32 [1, 3, h, w], and a caption, and returns logits
-    [Q, at least T] and boxes [Q, 4], (cx, cy, w, h) as fractions of the image."""
+    """Boxes for what a caption names. `network` takes pixels, float32 [B, 3, h, w], and a caption, and returns logits
+    [B, Q, at least T] and boxes [B, Q, 4], (cx, cy, w, h) as fractions of the image."""
 
     name: str
     network: Callable[[Tensor, str], tuple[Tensor, Tensor]]
@@ -55,24 +55,34 @@ class GroundingDino:
     size: dict[str, int]  # to resize images to, in pixels: `shortest_edge` and `longest_edge`, or `height` and `width`
     compute: Compute
 
-    def forward(self, image: np.ndarray, caption: str) -> tuple[Tensor, Tensor]:
-        """Run the network on an image, uint8 RGB [H, W, 3], and a caption: `token_scores` [Q, T], the sigmoid of each
-        query's logit for each of the caption's T tokens, [CLS] and [SEP] included, and `boxes` [Q, 4], (x0, y0, x1, y1)
-        in pixels, within the image; float32 on the CPU."""
+    def forward(self, images: Sequence[np.ndarray], caption: str) -> tuple[Tensor, Tensor]:
+        """Run the network on images, uint8 RGB [H, W, 3], of the same `resized`, and a caption: `token_scores`
+        [B, Q, T], the sigmoid of each query's logit for each of the caption's T tokens, [CLS] and [SEP] included, and
+        `boxes` [B, Q, 4], (x0, y0, x1, y1) in pixels, within the image; float32 on the CPU."""
         tokens = len(self.tokenizer(caption)["input_ids"])
-        pixels = self.preprocess(image).to(self.compute.device)
         with torch.inference_mode(), self.compute.autocast():
-            logits, boxes = self.network(pixels, caption)
-        height, width = image.shape[:2]
-        boxes = box_convert(boxes.float().cpu(), "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
-        return logits[:, :tokens].float().cpu().sigmoid(), clip_boxes_to_image(boxes, (height, width))
+            logits, boxes = self.network(self.preprocess(images), caption)
+        boxes = box_convert(boxes.float().cpu(), "cxcywh", "xyxy")
+        sizes = [image.shape[:2] for image in images]
+        boxes = [
+            clip_boxes_to_image(own * torch.tensor([w, h, w, h]), (h, w))
+            for own, (h, w) in zip(boxes, sizes, strict=True)
+        ]
+        return logits[..., :tokens].float().cpu().sigmoid(), torch.stack(boxes)
 
-    def preprocess(self, image: np.ndarray) -> Tensor:
-        """Resize `image`, uint8 [H, W, 3], as Pillow does, and normalise it: float32 [1, 3, h, w]."""
+    def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Resize images, uint8 [H, W, 3], as Pillow does, and normalise them: float32 [B, 3, h, w] on the device."""
         # resized first, as bytes: the floats of a 60-megapixel image would fill 720 MB
-        height, width = resized_shape(*image.shape[:2], self.size)
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return normalize(to_tensor(resized), *IMAGENET)[None]
+        (height, width), *others = {self.resized(image) for image in images}
+        if others:
+            raise ValueError(f"images that are resized to {height} x {width} and to {others}: group them by `resized`")
+        resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).to(self.compute.device)
+        return normalize(pixels.permute(0, 3, 1, 2).float().div(255), *IMAGENET)
+
+    def resized(self, image: np.ndarray) -> tuple[int, int]:
+        """Height and width that an image [H, W, 3] is resized to: those of the same can go through together."""
+        return resized_shape(*image.shape[:2], self.size)
 
 
 def resized_shape(height: int, width: int, size: dict[str, int]) -> tuple[int, int]:
@@ -126,8 +136,8 @@ def _load_original(weights: Path, bert_path: Path | str, compute: Compute) -> Gr
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package is of an earlier torch
-            output = model(pixels, captions=[caption])
-        return output["pred_logits"][0], output["pred_boxes"][0]
+            output = model(pixels, captions=[caption] * len(pixels))
+        return output["pred_logits"], output["pred_boxes"]
 
     name = f"GroundingDINO {variant} ({weights.name}, groundingdino-py)"
     return GroundingDino(name, network, tokenizer, model.max_text_len, dict(AUTHORS_SIZE), compute)
@@ -181,8 +191,9 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     _check_vocabulary(tokenizer, model.config.text_config.vocab_size, folder)
 
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
-        output = model(pixel_values=pixels, **tokenizer(caption, return_tensors="pt").to(pixels.device))
-        return output.logits[0], output.pred_boxes[0]
+        tokens = tokenizer([caption] * len(pixels), return_tensors="pt").to(pixels.device)
+        output = model(pixel_values=pixels, **tokens)
+        return output.logits, output.pred_boxes
 
     name = f"GroundingDINO ({title(folder)}, transformers)"
     return GroundingDino(name, network, tokenizer, model.config.max_text_len, dict(image_processor.size), compute)

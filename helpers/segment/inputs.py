@@ -15,7 +15,7 @@ from helpers.segment.video import VideoReader, save_first_frame
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers that decide which objects are kept; the notebook's parameters of the same names."""
+    """Which objects are kept, and how images are worked on; the notebook's parameters of the same names."""
 
     box_threshold: float = 0.35
     text_threshold: float = 0.25
@@ -24,13 +24,15 @@ class Settings:
     max_objects: int = 50
     one_label: bool = False
     redetect_every: int = 6
+    batch_size: int = 1
 
     def __post_init__(self) -> None:
         for name in ("box_threshold", "text_threshold", "clipseg_thr", "nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a number from 0 to 1")
-        if self.max_objects < 1:
-            raise ValueError(f"max_objects={self.max_objects!r}: give at least 1")
+        for name in ("max_objects", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give at least 1")
         if self.one_label not in (True, False):
             raise ValueError(f"one_label={self.one_label!r}: give True or False")
         if self.redetect_every < 0:

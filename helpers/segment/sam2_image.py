@@ -1,8 +1,8 @@
 """Boxes to masks with SAM 2 (Ravi et al., 2024, arXiv:2408.00714), through the package `sam2`.
 
 segmenter = load_sam2("weights/sam2.1_hiera_small.pt", pick_compute())
-segmenter.set_image(image)                # uint8 [H, W, 3]; the one encoding serves every box
-masks, scores = segmenter.masks(boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
+encoded = segmenter.encode(images)                    # each uint8 [H, W, 3]; one encoding serves every box
+masks, scores = segmenter.masks(encoded[0], boxes)    # boxes [N, 4] in pixels -> bool [N, H, W], float32 [N]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,8 +103,16 @@ def _read_folder(folder: Path) -> tuple[torch.nn.Module, dict[str, Tensor], str]
         raise ValueError(f"{folder} does not fit {name}: {reason(error)}. {EXPECTED}.") from error
 
 
+class Encoded(NamedTuple):
+    """An image as SAM 2 sees it: the features of its levels, as the package keeps them, and its size in pixels."""
+
+    features: dict
+    height: int
+    width: int
+
+
 class Segmenter:
-    """An image encoded once, and a mask for each box asked for. `model` is the package's video predictor."""
+    """Images encoded once, and a mask for each box asked for. `model` is the package's video predictor."""
 
     def __init__(self, model: torch.nn.Module, name: str, compute: Compute) -> None:
         from sam2.sam2_image_predictor import SAM2ImagePredictor
@@ -114,24 +123,36 @@ class Segmenter:
             self._predictor = SAM2ImagePredictor(model)
         # the predictor has these fixed for images of 1024 pixels
         self._predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]
+        self._predictor._transforms.to_tensor = self._to_tensor  # the package resizes where this is: on the device
 
-    def set_image(self, image: np.ndarray) -> None:
-        """Encode `image`, uint8 RGB [H, W, 3] of any size."""
+    def _to_tensor(self, image: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.compute.device)
+        return pixels.permute(2, 0, 1).contiguous().float().div(255)
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[Encoded]:
+        """Encode images, uint8 RGB [H, W, 3] of any sizes, together."""
         with self.compute.autocast():
-            self._predictor.set_image(np.require(image, requirements=["C", "W"]))
-        self._size = image.shape[:2]
+            self._predictor.set_image_batch(list(images))
+        embedded, levels = self._predictor._features["image_embed"], self._predictor._features["high_res_feats"]
+        encoded = []
+        for i, image in enumerate(images):
+            own = {"image_embed": embedded[i : i + 1], "high_res_feats": [level[i : i + 1] for level in levels]}
+            encoded.append(Encoded(own, *image.shape[:2]))
+        return encoded
 
-    def masks(self, boxes: np.ndarray | Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    def masks(self, encoded: Encoded, boxes: np.ndarray | Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
         """Masks bool [N, H, W] and SAM's estimates of their IoU, float32 [N], for N >= 0 boxes (x0, y0, x1, y1) in
         pixels. What lies outside of the image is cut off. Decoded in chunks: memory does not grow with N."""
-        height, width = self._size
+        features, height, width = encoded
+        predictor = self._predictor
+        predictor._features, predictor._orig_hw, predictor._is_batch = features, [(height, width)], False
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4).clip(0, np.float32([width, height, width, height]))
         masks, scores = np.empty((len(boxes), height, width), bool), np.empty(len(boxes), np.float32)
         step = max(1, min(_MOST_BOXES, _MOST_PIXELS // (height * width)))
         for start in range(0, len(boxes), step):
             chunk = slice(start, start + step)
             with self.compute.autocast():
-                found, estimates, _ = self._predictor.predict(box=boxes[chunk], multimask_output=False)
+                found, estimates, _ = predictor.predict(box=boxes[chunk], multimask_output=False)
             masks[chunk] = found.reshape(-1, height, width)  # [1, H, W] for one box, [n, 1, H, W] for more
             scores[chunk] = estimates.reshape(-1)
         return masks, scores

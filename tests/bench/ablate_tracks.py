@@ -124,17 +124,18 @@ def measure_clip(job: tuple[int, int], every: int, rules: list[str]) -> list[dic
     """A row for each rule and object of a clip."""
     q2, networks, (seed, number) = _shared["q2"], _shared["networks"], job
     clip = make_clip(np.random.default_rng((mv.STREAM + seed, number, 1)), mv.HEIGHT, mv.WIDTH, mv.FRAMES)
-    looks, rows, segment = {}, [], q2.segment
+    looks, rows, segment_batch = {}, [], q2.segment_batch
     for memory in (Replay.known, Replay.prepared, Replay.features):
         memory.clear()
 
-    def segment_once(networks, image, phrases, settings, ask_clipseg):
-        key = image.tobytes(), ask_clipseg
-        if key not in looks:
-            looks[key] = segment(networks, image, phrases, settings, ask_clipseg)
-        return looks[key]
+    def segment_once(networks, images, phrases, settings, ask_clipseg):
+        for image in images:
+            if (image.tobytes(), ask_clipseg) not in looks:
+                (found,) = segment_batch(networks, [image], phrases, settings, ask_clipseg)
+                looks[image.tobytes(), ask_clipseg] = found
+        return [looks[image.tobytes(), ask_clipseg] for image in images]
 
-    q2.segment = segment_once
+    q2.segment_batch = segment_once
     for rule in rules:
         plain = {(owner, name): vars(owner).get(name) for owner, name in RULES[rule]}
         for (owner, name), value in RULES[rule].items():
@@ -147,7 +148,7 @@ def measure_clip(job: tuple[int, int], every: int, rules: list[str]) -> list[dic
             if item.masks.any():
                 score = vars(score_object(item, frames))
                 rows.append({"left out": rule, "clip": (seed, number), "object": (seed, number, i), **score})
-    q2.segment = segment
+    q2.segment_batch = segment_batch
     return rows
 
 

@@ -1,10 +1,12 @@
 """q2.ipynb's own pipelines: seconds by stage, memory, and beside what people would use instead.
 
-    python tests/bench/bench_q2.py [--parts stages phrases tracking length] [--sizes tiny full] [--out DIR]
+    python tests/bench/bench_q2.py [--parts stages phrases folder tracking length] [--sizes tiny full] [--out DIR]
 
 stages    seconds of each stage for an image, and peak memory, by the image's size and the number of phrases
 phrases   images/s for several phrases: one GroundingDINO pass and one SAM 2 encoding for all of them, as the notebook
           does, against one of each for every phrase
+folder    images/s for a folder of JPEGs in two shapes, from the files to the files: by the notebook's loop, several at
+          once and one at a time, against reading, segmenting and writing one after the other
 tracking  frames/s and peak memory: segment/sam2_video.py on frames as they are decoded, against the sam2 package's own
           `init_state` and `propagate_in_video` on a folder of JPEG files
 length    frames/s and peak memory of the video pipeline by the length of a clip: 1080p, two objects
@@ -45,7 +47,9 @@ from drawing import shape_mask
 from helpers.common.boxes import mask_box
 from helpers.common.device import Compute, pick_compute
 from helpers.segment import clipseg, grounding_dino, sam2_image, video
+from helpers.segment.batches import default_batch_size
 from helpers.segment.detections import Detection
+from helpers.segment.images import read_image
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
 from helpers.segment.outputs import write_detections
@@ -122,13 +126,14 @@ def stages_once(folder: str, height: int, width: int, phrases: int, repeats: int
 
     with tempfile.TemporaryDirectory() as out:
         work = {
-            "groundingdino": lambda: q2.detect(networks.dino, image, wanted, Settings(0.0, 0.0, 0.4, 1.0, boxes)),
-            "sam2_encode": lambda: networks.sam2.set_image(image),
-            "sam2_masks": lambda: q2.add_masks(networks.sam2, found[:boxes]),
-            "clipseg": lambda: networks.clipseg.heatmaps(image, wanted),
+            "groundingdino": lambda: q2.detect(networks.dino, [image], wanted, Settings(0.0, 0.0, 0.4, 1.0, boxes))[0],
+            "sam2_encode": lambda: networks.sam2.encode([image]),
+            "sam2_masks": lambda: q2.add_masks(networks.sam2, encoded, found[:boxes]),
+            "clipseg": lambda: networks.clipseg.heatmaps([image], [wanted]),
             "write": lambda: write(out),
         }
         seconds = {stage: [] for stage in work}
+        (encoded,) = networks.sam2.encode([image])
         for _ in range(1 + repeats):
             for stage, run in work.items():
                 began = time.perf_counter()
@@ -156,9 +161,9 @@ def stages(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
 def one_pass(q2, networks, image: np.ndarray, phrases: list[str], each: int) -> list:
     """As the notebook: all phrases in one caption, one encoding of the image; the surest `each` boxes a phrase on
     average. Returns detections with masks, bool [H, W]."""
-    boxes = q2.detect(networks.dino, image, phrases, Settings(0.0, 0.0, 0.4, 1.0, 1))
-    networks.sam2.set_image(image)
-    return q2.add_masks(networks.sam2, boxes[: each * len(phrases)])
+    (boxes,) = q2.detect(networks.dino, [image], phrases, Settings(0.0, 0.0, 0.4, 1.0, 1))
+    (encoded,) = networks.sam2.encode([image])
+    return q2.add_masks(networks.sam2, encoded, boxes[: each * len(phrases)])
 
 
 def pass_per_phrase(q2, networks, image: np.ndarray, phrases: list[str], each: int) -> list:
@@ -183,6 +188,43 @@ def phrases(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
             setting = f"{models}, {width} x {height}, {len(wanted)} phrases, {compute.precision}"
             new = take_turns(setting, "images/s", contenders, repeats(args, models), warm_up=False)
             rows += [row | {"masks": masks[way]} for row, way in zip(new, ways.values(), strict=True)]
+    return rows
+
+
+def one_after_the_other(q2, networks, paths: list[Path], phrases: list[str], settings: Settings, out: Path) -> None:
+    for path in paths:
+        image = read_image(path)
+        found, seconds = q2.segment(networks, image, phrases, settings)
+        write_detections(out / path.stem, image, found, path, ". ".join(phrases), networks.names(), seconds)
+
+
+def folder(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
+    """Every image gets masks for its 8 surest boxes; CLIPSeg is not asked."""
+    q2, rows, wanted, compute = nbload.load(Q2), [], PHRASES[: args.phrases], pick_compute()
+    for models, weights in folders.items():
+        networks, count = load_models(q2, weights, compute), args.images if models == "tiny" else args.full_images
+        at_once = args.batch_size or default_batch_size(compute)
+        with tempfile.TemporaryDirectory() as place:
+            paths = [Path(place) / f"{i}.jpg" for i in range(count)]
+            for i, path in enumerate(paths):
+                height, width = (480, 640) if i % 3 else (640, 480)
+                Image.fromarray(make_scene(i, height, width, objects=(5, 5)).image).save(path, quality=90)
+
+            def settings(size: int) -> Settings:
+                return Settings(0.0, 0.0, 0.4, 1.0, 8, batch_size=size)
+
+            def by_the_notebook(size: int, networks=networks, paths=paths, place=place) -> int:
+                q2.segment_files(networks, paths, wanted, settings(size), Path(place) / "out")
+                return len(paths)
+
+            def plainly(networks=networks, paths=paths, place=place) -> int:
+                one_after_the_other(q2, networks, paths, wanted, settings(1), Path(place) / "out")
+                return len(paths)
+
+            ways = {f"{Q2}, batch_size={size}": partial(by_the_notebook, size) for size in sorted({1, at_once, 4})}
+            contenders = [Contender(name, run) for name, run in {**ways, "one after the other": plainly}.items()]
+            setting = f"{models}, {count} images of 640 x 480 and 480 x 640, {len(wanted)} phrases, {compute.precision}"
+            rows += take_turns(setting, "images/s", contenders, repeats(args, models), warm_up=models == "tiny")
     return rows
 
 
@@ -278,25 +320,28 @@ def draw_long_clip(path: Path, frames: int) -> None:
             writer.write(image, i)
 
 
-def true_objects(q2, networks, image, phrases, settings, ask_clipseg) -> tuple[list[Detection], dict]:
-    """In place of the notebook's `segment`: as much work, but with the boxes of what differs from the grey."""
-    q2.detect(networks.dino, image, phrases, settings)
-    different = np.abs(image.astype(int) - 150).max(2) > 40
-    boxes = []
-    for top in (0, HEIGHT // 2):
-        x0, y0, x1, y1 = mask_box(different[top : top + HEIGHT // 2])
-        boxes.append((float(x0), float(y0 + top), float(x1), float(y1 + top)))
-    networks.sam2.set_image(image)
-    found = [Detection(p, 0.9, box, "groundingdino") for p, box in zip(phrases, boxes, strict=True)]
-    return q2.add_masks(networks.sam2, found), {}
+def true_objects(q2, networks, images, phrases, settings, ask_clipseg) -> list[tuple[list[Detection], dict]]:
+    """In place of the notebook's `segment_batch`: as much work, but with the boxes of what differs from the grey."""
+    q2.detect(networks.dino, images, phrases, settings)
+    results = []
+    for image, encoded in zip(images, networks.sam2.encode(images), strict=True):
+        different = np.abs(image.astype(int) - 150).max(2) > 40
+        boxes = []
+        for top in (0, HEIGHT // 2):
+            x0, y0, x1, y1 = mask_box(different[top : top + HEIGHT // 2])
+            boxes.append((float(x0), float(y0 + top), float(x1), float(y1 + top)))
+        found = [Detection(p, 0.9, box, "groundingdino") for p, box in zip(phrases, boxes, strict=True)]
+        results.append((q2.add_masks(networks.sam2, encoded, found), {}))
+    return results
 
 
 def length_once(folder: str, path: str, every: int) -> dict:
     """From the text to `video_overlay.mp4` and `tracks.json`, in this process."""
     q2, compute, clip = nbload.load(Q2), pick_compute(), VideoReader(Path(path))
     if Path(folder) != TINY:
-        q2.segment = partial(true_objects, q2)
-    networks, settings = load_models(q2, Path(folder), compute), Settings(redetect_every=every)
+        q2.segment_batch = partial(true_objects, q2)
+    networks = load_models(q2, Path(folder), compute)
+    settings = Settings(redetect_every=every, batch_size=default_batch_size(compute))
     began = time.perf_counter()
     frames = q2.segment_video(networks, clip, ["red circle", "blue square"], settings, Path(path).parent)
     seconds = time.perf_counter() - began
@@ -318,7 +363,7 @@ def length(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
 
 # ---- command line ----
 
-PARTS = {"stages": stages, "phrases": phrases, "tracking": tracking, "length": length}
+PARTS = {"stages": stages, "phrases": phrases, "folder": folder, "tracking": tracking, "length": length}
 JOBS = {"stages": stages_once, "tracking": tracking_once, "length": length_once}
 
 
@@ -337,6 +382,9 @@ def main(given: list[str]) -> None:
     parser.add_argument("--image-sizes", nargs="+", type=pair, default=[(640, 480), (4000, 3000)], metavar="WxH")
     parser.add_argument("--phrases", type=int, default=len(PHRASES))
     parser.add_argument("--boxes", type=int, default=1, help="a phrase (phrases; the tiny GroundingDINO has 20 in all)")
+    parser.add_argument("--images", type=int, default=64, help="(folder)")
+    parser.add_argument("--full-images", type=int, default=64, help="for the models of full size (folder)")
+    parser.add_argument("--batch-size", type=int, help="default: as the notebook chooses (folder)")
     parser.add_argument("--video-size", type=pair, default=(320, 240), metavar="WxH", help="(tracking)")
     parser.add_argument("--frames", type=int, default=60, help="(tracking)")
     parser.add_argument("--full-frames", type=int, default=8, help="(tracking)")

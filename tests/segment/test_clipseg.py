@@ -104,6 +104,23 @@ def one_by_one(folder, image, phrases):
     return np.concatenate([map.reshape(1, *map.shape[-2:]) for map in maps])
 
 
+def heatmaps(model, image, phrases):
+    """Of one image."""
+    (maps,) = model.heatmaps([image], [phrases])
+    return maps
+
+
+def test_images_together_each_with_phrases_of_its_own_are_as_each_alone(mini, monkeypatch):
+    monkeypatch.setattr(clipseg, "_MOST_PHRASES", 3)  # which are then of several images
+    model, images = load_clipseg(mini, CPU), [picture(48, 80), picture(30, 40, seed=1), picture(50, 50, seed=2)]
+    wanted = [PHRASES[:2], [], PHRASES[1:]]
+    found = model.heatmaps(images, wanted)
+    for image, phrases, maps in zip(images, wanted, found, strict=True):
+        assert maps.shape == (len(phrases), 64, 64)
+        assert not phrases or np.abs(maps - heatmaps(model, image, phrases)).max() < 1e-5
+    assert np.abs(found[0][1] - found[2][0]).max() > 0.01  # of one phrase in two images
+
+
 @pytest.mark.slow
 def test_maps_are_those_of_transformers_at_full_size(full, monkeypatch):
     image = picture(60, 90)
@@ -112,7 +129,7 @@ def test_maps_are_those_of_transformers_at_full_size(full, monkeypatch):
 
     model = load_clipseg(full, CPU)
     monkeypatch.setattr(clipseg, "_MOST_PHRASES", 2)
-    maps = model.heatmaps(image, PHRASES)
+    maps = heatmaps(model, image, PHRASES)
     assert maps.shape == (5, 352, 352) and maps.dtype == np.float32 and 0 <= maps.min() < maps.max() <= 1
     assert np.abs(maps - expected).max() < 1e-5
 
@@ -120,7 +137,7 @@ def test_maps_are_those_of_transformers_at_full_size(full, monkeypatch):
 @pytest.mark.parametrize("shape", [(48, 80), (3, 90), (90, 3), (700, 500)])
 def test_the_folders_processor_decides_on_the_size(mini, shape):
     image = picture(*shape)
-    maps = load_clipseg(mini, CPU).heatmaps(image, PHRASES[:3])
+    maps = heatmaps(load_clipseg(mini, CPU), image, PHRASES[:3])
     assert maps.shape == (3, 64, 64)
     if min(shape) > 3:  # transformers 4 takes three rows for three channels
         assert np.abs(maps - one_by_one(mini, image, PHRASES[:3])).max() < 1e-5
@@ -136,24 +153,24 @@ def test_images_that_could_be_taken_for_channels(mini, shape):
     else:
         thick = np.repeat(np.repeat(thin, 2, 0), 2, 1)
     tolerance = 1e-5 if 1 in shape else 0.2  # doubled pixels are interpolated a little differently
-    maps = model.heatmaps(thin, ["a"]), model.heatmaps(thick, ["a"])
+    maps = heatmaps(model, thin, ["a"]), heatmaps(model, thick, ["a"])
     assert np.isfinite(maps[0]).all() and np.abs(maps[0] - maps[1]).max() < tolerance
 
 
 def test_three_hundred_phrases_are_as_good_as_one(mini):
     model, image = load_clipseg(mini, CPU), picture(30, 30)
     phrases = [f"thing {n}" * (1 + n % 9) for n in range(300)]
-    maps = model.heatmaps(image, phrases)
+    maps = heatmaps(model, image, phrases)
     assert maps.shape == (300, 64, 64)
     for n in (0, 15, 16, 123, 299):
-        assert np.abs(maps[n] - model.heatmaps(image, [phrases[n]])[0]).max() < 1e-5
+        assert np.abs(maps[n] - heatmaps(model, image, [phrases[n]])[0]).max() < 1e-5
 
 
 def test_a_phrase_is_cut_where_the_text_tower_ends(mini):
     model, image = load_clipseg(mini, CPU), picture(30, 30)
     kept = "abcde" * 15  # a token a letter, and the start and the end: 77
     phrases = [kept + "f", kept + "xyz" * 500, kept[:-1] + "zf"]
-    one, longer, other = model.heatmaps(image, phrases)
+    one, longer, other = heatmaps(model, image, phrases)
     assert np.abs(one - longer).max() < 1e-6 < 1e-5 < np.abs(one - other).max()
 
 
@@ -161,7 +178,7 @@ def test_lower_precision_is_used_and_near(mini):
     image, found = picture(40, 60), []
     for precision in ("fp32", "bf16", "fp16"):
         model = load_clipseg(mini, Compute(torch.device("cpu"), "CPU", precision))
-        found.append(model.heatmaps(image, PHRASES))
+        found.append(heatmaps(model, image, PHRASES))
         assert found[-1].dtype == np.float32
     assert all(0 < np.abs(found[0] - other).mean() < 0.02 for other in found[1:])
 
@@ -172,7 +189,7 @@ def test_half_precision_tensors_are_computed_in_single_precision(mini, tmp_path)
     model.save_pretrained(tmp_path)
     half, single = load_clipseg(tmp_path, CPU), load_clipseg(mini, CPU)
     image = picture(40, 40)
-    assert np.abs(half.heatmaps(image, ["a"]) - single.heatmaps(image, ["a"])).max() < 0.02
+    assert np.abs(heatmaps(half, image, ["a"]) - heatmaps(single, image, ["a"])).max() < 0.02
 
 
 def test_every_layout_of_the_array_gives_the_same_and_nothing_is_said(mini, capfd):
@@ -183,9 +200,9 @@ def test_every_layout_of_the_array_gives_the_same_and_nothing_is_said(mini, capf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = load_clipseg(mini, CPU)
-        expected = model.heatmaps(image, ["a", "b"])
+        expected = heatmaps(model, image, ["a", "b"])
         for same in (frozen, image[:, :, ::-1].copy()[:, :, ::-1], np.asfortranarray(image)):
-            np.testing.assert_array_equal(model.heatmaps(same, ["a", "b"]), expected)
+            np.testing.assert_array_equal(heatmaps(model, same, ["a", "b"]), expected)
     assert capfd.readouterr() == ("", "")
     assert logging.get_verbosity() == verbosity and logging.is_progress_bar_enabled()
 
@@ -257,9 +274,9 @@ def test_nothing_is_asked_of_the_network_and_a_snapshot_has_the_name_of_its_id(m
     (snapshots / ("0" * 40)).symlink_to(mini)
     image = picture(20, 20)
     with blocked_network() as attempts:
-        expected = load_clipseg(mini, CPU).heatmaps(image, ["a"])
+        expected = heatmaps(load_clipseg(mini, CPU), image, ["a"])
         model = load_clipseg(snapshots / ("0" * 40), CPU)
-        np.testing.assert_array_equal(model.heatmaps(image, ["a"]), expected)
+        np.testing.assert_array_equal(heatmaps(model, image, ["a"]), expected)
         assert model.name == "CLIPSeg (CIDAS/clipseg-rd64-refined)"
         fails("CIDAS/clipseg-rd16")
     assert attempts == []

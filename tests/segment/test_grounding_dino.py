@@ -197,7 +197,14 @@ def random_image(height, width, seed=0):
 
 @torch.inference_mode()
 def predict(detector):
-    return detector.network(detector.preprocess(random_image(256, 320)), CAPTION)
+    logits, boxes = detector.network(detector.preprocess([random_image(256, 320)]), CAPTION)
+    return logits[0], boxes[0]
+
+
+def forward(detector, image, caption):
+    """Of one image."""
+    scores, boxes = detector.forward([image], caption)
+    return scores[0], boxes[0]
 
 
 def check_agreement(detectors, same_ties, queries=900, spread=0.03):
@@ -226,7 +233,7 @@ def test_both_packages_agree(pair, same_ties):
 
 def test_forward(pair, same_ties):
     image = random_image(300, 200)
-    (scores, boxes), (port_scores, port_boxes) = (detector.forward(image, CAPTION) for detector in pair)
+    (scores, boxes), (port_scores, port_boxes) = (forward(detector, image, CAPTION) for detector in pair)
     assert scores.shape == port_scores.shape == (50, 15) and boxes.shape == port_boxes.shape == (50, 4)
     assert {x.dtype for x in (scores, boxes, port_scores, port_boxes)} == {torch.float32}
     torch.testing.assert_close(port_scores, scores, atol=1e-3, rtol=0)
@@ -238,10 +245,23 @@ def test_forward(pair, same_ties):
     assert [d.max_tokens for d in pair] == [256, 256]
 
 
+def test_images_together_are_as_each_alone(pair):
+    images = [random_image(256, 320, seed=0), random_image(512, 640, seed=1), random_image(128, 160, seed=2)]
+    for detector in pair:
+        scores, boxes = detector.forward(images, CAPTION)
+        for image, own_scores, own_boxes in zip(images, scores, boxes, strict=True):
+            alone_scores, alone_boxes = forward(detector, image, CAPTION)
+            torch.testing.assert_close(own_scores, alone_scores, atol=1e-4, rtol=0)
+            torch.testing.assert_close(own_boxes, alone_boxes, atol=0.05, rtol=0)  # pixels
+        assert (scores[0] - scores[1]).abs().max() > 0.01  # else nothing is compared
+        with pytest.raises(ValueError, match="group them by `resized`"):
+            detector.forward([images[0], random_image(100, 320)], CAPTION)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
 def test_extreme_shapes(pair, shape):
     for detector in pair:
-        scores, boxes = detector.forward(random_image(*shape), "cat .")
+        scores, boxes = forward(detector, random_image(*shape), "cat .")
         assert scores.isfinite().all() and boxes.isfinite().all()
         height, width = shape
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
@@ -252,7 +272,7 @@ def test_low_precision(pair, precision):
     for detector in pair:
         detector.compute = Compute(torch.device("cpu"), "CPU", precision)
         try:
-            scores, boxes = detector.forward(random_image(256, 320), CAPTION)
+            scores, boxes = forward(detector, random_image(256, 320), CAPTION)
         finally:
             detector.compute = CPU
         assert scores.dtype == boxes.dtype == torch.float32
@@ -261,7 +281,7 @@ def test_low_precision(pair, precision):
 
 def test_quiet(pair, capfd, recwarn):
     for detector in pair:
-        detector.forward(random_image(256, 320), "cat .")
+        forward(detector, random_image(256, 320), "cat .")
     assert capfd.readouterr() == ("", "") and not recwarn.list
 
 
@@ -281,7 +301,7 @@ def test_preprocessing_is_the_authors(pair, monkeypatch, shape):
     expected, _ = transforms.Compose(steps)(Image.fromarray(image), None)
     for detector in pair:
         monkeypatch.setattr(detector, "size", {"shortest_edge": 800, "longest_edge": 1333})
-        torch.testing.assert_close(detector.preprocess(image)[0], expected, atol=0, rtol=0)
+        torch.testing.assert_close(detector.preprocess([image])[0], expected, atol=0, rtol=0)
 
 
 def test_resized_shape_is_the_authors(monkeypatch):
@@ -313,8 +333,8 @@ def test_sixty_megapixels(tiny):
     detector = load(tiny, None, CPU)
     image = np.zeros((6000, 10000, 3), np.uint8)
     image[:, 5000:] = 255
-    assert detector.preprocess(image).shape == (1, 3, 64, 106)
-    scores, boxes = detector.forward(image, "cat .")
+    assert detector.preprocess([image]).shape == (1, 3, 64, 106)
+    scores, boxes = forward(detector, image, "cat .")
     assert scores.shape == (10, 4) and boxes[:, 2].max() > 1000  # pixels of the image given
 
 
@@ -385,7 +405,7 @@ def test_boxes_and_scores_are_those_of_transformers_processor(tiny):
     from transformers import GroundingDinoProcessor as Processor
 
     image = random_image(64, 96)
-    scores, boxes = load(tiny, None, CPU).forward(image, CAPTION)
+    scores, boxes = forward(load(tiny, None, CPU), image, CAPTION)
 
     tokenizer = BertTokenizerFast.from_pretrained(tiny, local_files_only=True)
     processor = Processor(GroundingDinoImageProcessor.from_pretrained(tiny, local_files_only=True), tokenizer)
@@ -409,9 +429,9 @@ def test_half_precision_files_are_computed_in_float32(tiny):
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
     save_file({k: v.half() for k, v in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
-    scores, _ = load(tiny, None, CPU).forward(image, CAPTION)
+    scores, _ = forward(load(tiny, None, CPU), image, CAPTION)
     save_file({k: v.half().float() for k, v in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
-    expected, _ = load(tiny, None, CPU).forward(image, CAPTION)
+    expected, _ = forward(load(tiny, None, CPU), image, CAPTION)
     assert torch.equal(scores, expected)
 
 
@@ -578,8 +598,8 @@ def test_a_path_that_is_not_there(weights):
 
 def test_nothing_is_asked_of_the_network(tiny, pair):
     with blocked_network() as attempts:
-        load(tiny, None, CPU).forward(random_image(64, 64), "cat .")
-        pair[0].forward(random_image(256, 320), "cat .")  # loaded with the network blocked, too
+        forward(load(tiny, None, CPU), random_image(64, 64), "cat .")
+        forward(pair[0], random_image(256, 320), "cat .")  # loaded with the network blocked, too
     assert attempts == []
 
 

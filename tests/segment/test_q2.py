@@ -18,9 +18,11 @@ from helpers.common.device import Compute
 from helpers.segment import tracks
 from helpers.segment.detections import Detection
 from helpers.segment.inputs import Settings
-from helpers.segment.models import Models
+from helpers.segment.models import Models, load_models
 from helpers.segment.outputs import decode_mask
 from helpers.segment.prompts import Caption
+from helpers.segment.sam2_image import Encoded
+from helpers.shapes.scenes import make_scene
 
 PIECES = {"cat": ["cat"], "red dog": ["red", "dog"], "unicycling": ["uni", "##cycl", "##ing"]}
 
@@ -35,6 +37,11 @@ def settings(q2):
     return Settings(box_threshold=0.35, text_threshold=0.25, clipseg_thr=0.4, nms_iou=0.7, max_objects=50)
 
 
+@pytest.fixture(scope="module")
+def tiny_models():
+    return load_models(Compute(torch.device("cpu"), "", "fp32"), "tiny")
+
+
 class FakeDino:
     """Answers with given boxes; `scores[i]` maps (phrase, token) to the score of box i."""
 
@@ -43,14 +50,17 @@ class FakeDino:
     def __init__(self, boxes, scores):
         self.boxes, self.scores, self.captions = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), scores, []
 
-    def forward(self, image, caption):
+    resized = staticmethod(lambda image: image.shape[:2])
+
+    def forward(self, images, caption):
         self.captions.append(caption)
         tokens = [(-1, "[CLS]")]
         for phrase in caption.removesuffix(" .").split(" . "):
             tokens += [(phrase, piece) for piece in PIECES.get(phrase, [phrase])] + [(phrase, ".")]
         tokens.append((-1, "[SEP]"))
         rows = [[given.get(token, 0.01) for token in tokens] for given in self.scores]
-        return torch.tensor(rows, dtype=torch.float32).reshape(-1, len(tokens)), self.boxes
+        scores = torch.tensor(rows, dtype=torch.float32).reshape(-1, len(tokens))
+        return torch.stack([scores] * len(images)), torch.stack([self.boxes] * len(images))
 
 
 def passes(phrases, tokenizer, max_tokens, at_once=100):
@@ -73,13 +83,13 @@ class FakeSam:
     def __init__(self, score=0.9):
         self.score, self.images, self.calls = score, 0, []
 
-    def set_image(self, image):
-        self.images += 1
-        self.shape = image.shape[:2]
+    def encode(self, images):
+        self.images += len(images)
+        return [Encoded({}, *image.shape[:2]) for image in images]
 
-    def masks(self, boxes):
+    def masks(self, encoded, boxes):
         self.calls.append(len(boxes))
-        masks = np.zeros((len(boxes), *self.shape), bool)
+        masks = np.zeros((len(boxes), encoded.height, encoded.width), bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
             mask[round(y0) : round(y1), round(x0) : round(x1)] = True
         return masks, np.full(len(boxes), self.score, np.float32)
@@ -91,11 +101,9 @@ class FakeClipSeg:
     def __init__(self, maps):
         self.maps, self.asked = maps, []
 
-    def heatmaps(self, image, phrases):
-        self.asked.append(list(phrases))
-        return np.array([self.maps.get(phrase, np.zeros((32, 32))) for phrase in phrases], np.float32).reshape(
-            -1, 32, 32
-        )
+    def heatmaps(self, images, phrases):
+        self.asked += map(list, phrases)
+        return [np.float32([self.maps.get(phrase, np.zeros((32, 32))) for phrase in own]) for own in phrases]
 
 
 @pytest.fixture
@@ -119,24 +127,29 @@ def blob(x0, y0, x1, y1, value):
     return heat
 
 
+def detect(q2, dino, phrases, settings):
+    (found,) = q2.detect(dino, [IMAGE], phrases, settings)
+    return found
+
+
 # --- Labels ---
 
 
 def test_a_box_that_fits_two_phrases_gets_the_one_with_its_best_token_and_not_both(networks, settings, q2):
     scores = [{("cat", "cat"): 0.6, ("red dog", "dog"): 0.7, ("red dog", "red"): 0.5}]
-    found = q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat", "red dog"], settings)
+    found = detect(q2, networks([[0, 0, 9, 9]], scores).dino, ["cat", "red dog"], settings)
     assert [(d.label, round(d.score, 4), d.source) for d in found] == [("red dog", 0.7, "groundingdino")]
 
 
 def test_a_box_that_fits_a_piece_of_a_word_gets_the_whole_phrase(networks, settings, q2):
     scores = [{("unicycling", "##ing"): 0.5}]
-    found = q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat", "unicycling"], settings)
+    found = detect(q2, networks([[0, 0, 9, 9]], scores).dino, ["cat", "unicycling"], settings)
     assert [d.label for d in found] == ["unicycling"]
 
 
 def test_separators_and_special_tokens_give_no_label(networks, settings, q2):
     scores = [{("cat", "."): 0.99, (-1, "[CLS]"): 0.99, ("cat", "cat"): 0.1}]
-    assert q2.detect(networks([[0, 0, 9, 9]], scores).dino, IMAGE, ["cat"], settings) == []
+    assert detect(q2, networks([[0, 0, 9, 9]], scores).dino, ["cat"], settings) == []
 
 
 @pytest.mark.parametrize(("box", "text", "kept"), [(0.35, 0.25, 2), (0.55, 0.25, 1), (0.35, 0.75, 0), (0.0, 0.0, 3)])
@@ -144,7 +157,7 @@ def test_both_thresholds_bound_the_best_token(networks, settings, q2, box, text,
     boxes = [[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]]
     scores = [{("cat", "cat"): value} for value in (0.6, 0.4, 0.2)]
     settings = replace(settings, box_threshold=box, text_threshold=text)
-    assert len(q2.detect(networks(boxes, scores).dino, IMAGE, ["cat"], settings)) == kept
+    assert len(detect(q2, networks(boxes, scores).dino, ["cat"], settings)) == kept
 
 
 # --- Suppression, passes, order ---
@@ -153,7 +166,7 @@ def test_both_thresholds_bound_the_best_token(networks, settings, q2, box, text,
 def test_duplicates_are_suppressed_within_a_phrase_only_and_the_surest_come_first(networks, settings, q2):
     boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]]
     scores = [{("cat", "cat"): 0.5}, {("cat", "cat"): 0.6}, {("red dog", "dog"): 0.4}, {("cat", "cat"): 0.9}]
-    found = q2.detect(networks(boxes, scores).dino, IMAGE, ["cat", "red dog"], settings)
+    found = detect(q2, networks(boxes, scores).dino, ["cat", "red dog"], settings)
     boxes = [(d.label, d.box) for d in found]
     assert boxes == [
         ("cat", (50, 50, 60, 60)),
@@ -169,15 +182,15 @@ def test_with_one_label_boxes_of_different_phrases_compete(networks, settings, q
     for at_once in (2, 1):  # in one pass of the detector, and in two
         monkeypatch.setattr(q2, "caption_passes", partial(passes, at_once=at_once))
         dino = networks(boxes, scores).dino
-        found = q2.detect(dino, IMAGE, ["cat", "red dog"], replace(settings, one_label=True))
+        found = detect(q2, dino, ["cat", "red dog"], replace(settings, one_label=True))
         assert [(d.label, list(d.box)) for d in found] == expected
-        assert len(q2.detect(dino, IMAGE, ["cat", "red dog"], settings)) == 4
+        assert len(detect(q2, dino, ["cat", "red dog"], settings)) == 4
 
 
 def test_results_of_several_passes_are_joined(networks, settings, q2, monkeypatch):
     monkeypatch.setattr(q2, "caption_passes", lambda *args: passes(*args, at_once=1))
     dino = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6, ("red dog", "red"): 0.5}]).dino
-    assert [d.label for d in q2.detect(dino, IMAGE, ["cat", "red dog"], settings)] == ["cat", "red dog"]
+    assert [d.label for d in detect(q2, dino, ["cat", "red dog"], settings)] == ["cat", "red dog"]
     assert dino.captions == ["cat .", "red dog ."]
 
 
@@ -253,12 +266,10 @@ def test_components_of_odd_images_lie_within_them(q2, height, width):
 def test_where_sam_rejects_a_box_clipsegs_own_mask_stays(networks, q2):
     maps = {"cat": blob(0, 0, 16, 32, 0.9)}
     refused, accepted = networks(maps=maps, sam_score=0.2), networks(maps=maps, sam_score=0.8)
-    for given in (refused, accepted):
-        given.sam2.set_image(IMAGE)
-    given = refused.sam2
-    given.masks = lambda boxes: (np.zeros((len(boxes), 64, 96), bool), np.full(len(boxes), 0.2, np.float32))
-    (own,) = q2.fall_back(refused, IMAGE, ["cat"], 0.4)
-    (theirs,) = q2.fall_back(accepted, IMAGE, ["cat"], 0.4)
+    (encoded,) = accepted.sam2.encode([IMAGE])
+    refused.sam2.masks = lambda _, boxes: (np.zeros((len(boxes), 64, 96), bool), np.full(len(boxes), 0.2, np.float32))
+    (own,) = q2.fall_back(refused.sam2, encoded, [maps["cat"]], ["cat"], 0.4)
+    (theirs,) = q2.fall_back(accepted.sam2, encoded, [maps["cat"]], ["cat"], 0.4)
     left_half = np.zeros((64, 96), bool)
     left_half[:, :48] = True
     for detection in (own, theirs):
@@ -285,16 +296,49 @@ def test_a_folder_with_a_bad_file_is_done_but_for_that_file(networks, settings, 
     assert not (tmp_path / "out" / "bad").exists()
 
 
+def test_a_folder_in_batches_has_the_files_of_each_image_and_rows_in_order(networks, settings, q2, tmp_path):
+    paths = []
+    for i, size in enumerate([(96, 64), (64, 96), (96, 64), (96, 64), (64, 96), (96, 64)]):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", size).save(paths[i])
+    paths[2].write_text("no image")
+    given = networks([[0, 0, 9, 9]], [{("cat", "cat"): 0.6}])
+    rows = q2.segment_files(given, paths, ["cat"], replace(settings, batch_size=2), tmp_path / "out", ("cutouts",))
+    assert [row["image"] for row in rows] == list(map(str, paths))
+    assert [row["objects"] for row in rows] == [1, 1, None, 1, 1, 1] and "2.png" in rows[2]["skipped"]
+    assert len(given.dino.captions) == 3  # 0 and 3, 1 and 4, and 5
+    for i in (0, 1, 3, 4, 5):
+        record = json.loads((tmp_path / "out" / str(i) / "detections.json").read_text())
+        assert record["image"]["path"] == str(paths[i])
+        assert [record["image"]["width"], record["image"]["height"]] == list(Image.open(paths[i]).size)
+        assert (tmp_path / "out" / "cutouts" / f"{i}_1_cat.png").is_file()
+
+
+def test_images_together_are_as_each_alone(q2, settings, tiny_models):
+    scenes = [make_scene(i, 120, 160, objects=(3, 3)) for i in range(4)]
+    images = [scene.image for scene in scenes]
+    phrases = sorted({f"{item.colour} {item.shape}" for scene in scenes for item in scene.objects})
+    together = q2.segment_batch(tiny_models, images, phrases, settings)
+    for image, (found, seconds) in zip(images, together, strict=True):
+        expected, stages = q2.segment(tiny_models, image, phrases, settings)
+        assert seconds.keys() >= stages.keys()
+        assert [(d.label, d.source) for d in found] == [(d.label, d.source) for d in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-3) and one.box == pytest.approx(other.box, abs=0.1)
+            assert np.mean(one.mask != other.mask) < 1e-3
+    assert sum(len(found) for found, _ in together) > 4
+
+
 def test_masks_belong_to_their_boxes(q2):
     sam = FakeSam()
-    sam.set_image(IMAGE)
+    (encoded,) = sam.encode([IMAGE])
     detections = [
         Detection("cat", 0.5, (0.0, 0.0, 4.0, 5.0), "groundingdino"),
         Detection("cat", 0.4, (9.0, 9.0, 12.0, 11.0), "clipseg"),
     ]
-    masked = q2.add_masks(sam, detections)
+    masked = q2.add_masks(sam, encoded, detections)
     assert [d.mask.sum() for d in masked] == [20, 6] and [d.label for d in masked] == ["cat", "cat"]
-    assert q2.add_masks(sam, []) == []
+    assert q2.add_masks(sam, encoded, []) == []
     assert SimpleNamespace(**vars(detections[0])).mask is None  # what was given is not changed
 
 
@@ -350,8 +394,11 @@ def follow(q2, networks, settings, monkeypatch):
     """Follow objects that show on frames from `first` to `last`; a function that returns (index, labels) of each frame,
     and the frames at which the detector looked."""
 
-    def make(frames, every, shows, given=None, deadline=math.inf):
-        def detect(dino, image, phrases, settings):
+    def make(frames, every, shows, given=None, deadline=math.inf, batch_size=1):
+        def detect(dino, images, phrases, settings):
+            return [detect_on(image) for image in images]
+
+        def detect_on(image):
             looked.append(int(image[0, 0, 0]))
             names = [name for name, (first, last) in shows.items() if first <= looked[-1] <= last]
             boxes = {"cat": LEFT, "red dog": RIGHT}
@@ -360,7 +407,7 @@ def follow(q2, networks, settings, monkeypatch):
         looked, done = [], []
         monkeypatch.setattr(q2, "detect", detect)
         monkeypatch.setattr(tracks, "VideoTracker", StillTracker)
-        given, looking = given or networks(), replace(settings, redetect_every=every)
+        given, looking = given or networks(), replace(settings, redetect_every=every, batch_size=batch_size)
         followed = q2.Tracks(given.sam2, frames, settings.max_objects, every > 0)
         try:
             for frame, objects in q2.track_frames(followed, given, frames, list(shows), looking, deadline):
@@ -372,9 +419,13 @@ def follow(q2, networks, settings, monkeypatch):
     return make
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize(("first_seen", "from_frame"), [(8, 0), (40, 40 - 24)])
-def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(follow, first_seen, from_frame):
-    done, looked = follow(frames_of(48), 4, {"cat": (0, 99), "red dog": (first_seen, 99)})
+def test_what_is_detected_late_is_there_on_the_frames_before_that_still_wait(
+    follow, first_seen, from_frame, batch_size
+):
+    shows = {"cat": (0, 99), "red dog": (first_seen, 99)}
+    done, looked = follow(frames_of(48), 4, shows, batch_size=batch_size)
     both = ["cat", "red dog"]
     assert done == [(i, ["cat"] if i < from_frame else both) for i in range(48)]
     assert looked == list(range(0, 48, 4))

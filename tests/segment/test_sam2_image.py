@@ -103,9 +103,9 @@ def test_masks_are_those_of_the_packages_predictor_at_full_size(released, monkey
     assert segmenter.name == "SAM 2.1 Hiera tiny"
     encodings = []
     segmenter.model.image_encoder.register_forward_hook(lambda *_: encodings.append(1))
-    segmenter.set_image(image)
+    (encoded,) = segmenter.encode([image])
     for count in (0, 1, 7):
-        masks, scores = segmenter.masks(boxes[:count])
+        masks, scores = segmenter.masks(encoded, boxes[:count])
         assert masks.shape == (count, height, width) and masks.dtype == bool
         assert scores.shape == (count,) and scores.dtype == np.float32
         if count:
@@ -115,7 +115,7 @@ def test_masks_are_those_of_the_packages_predictor_at_full_size(released, monkey
     assert 0.02 < masks.mean() < 0.98 and all((masks[0] != mask).any() for mask in masks[1:])
 
     monkeypatch.setattr(sam2_image, "_MOST_BOXES", 3)  # 3 + 3 + 1
-    chunked, estimates = segmenter.masks(boxes)
+    chunked, estimates = segmenter.masks(encoded, boxes)
     assert (chunked != masks).mean() < 1e-3 and np.abs(estimates - scores).max() < 1e-4
     assert len(encodings) == 1
 
@@ -148,8 +148,8 @@ def test_a_released_checkpoint_of_any_size_loads(version, letter, tmp_path):
 def test_a_model_of_ones_own_at_any_size(mini, shape):
     image, boxes = picture(*shape), some_boxes(5, *shape)
     segmenter = load_sam2(mini, CPU)
-    segmenter.set_image(image)
-    masks, scores = segmenter.masks(boxes)
+    (encoded,) = segmenter.encode([image])
+    masks, scores = segmenter.masks(encoded, boxes)
 
     config = OmegaConf.load(mini / "config.yaml").model
     model = instantiate(config).eval()
@@ -163,42 +163,56 @@ def test_a_model_of_ones_own_at_any_size(mini, shape):
     assert segmenter.name.startswith("SAM 2, 0.") and np.isfinite(scores).all()
 
 
+def test_images_together_are_as_each_alone(mini):
+    segmenter, images = load_sam2(mini, CPU), [picture(48, 80), picture(70, 30, seed=1), picture(48, 80, seed=2)]
+    together = segmenter.encode(images)
+    found = []
+    for image, encoded in zip(images, together, strict=True):
+        boxes = some_boxes(5, *image.shape[:2])
+        masks, scores = segmenter.masks(encoded, boxes)
+        (alone,) = segmenter.encode([image])
+        expected, estimates = segmenter.masks(alone, boxes)
+        assert (masks != expected).mean() < 1e-3 and np.abs(scores - estimates).max() < 1e-4
+        found.append(masks)
+    assert (found[0] != found[2]).any()
+
+
 def test_boxes_are_cut_at_the_border_and_may_be_flat(mini):
     segmenter = load_sam2(mini, CPU)
-    segmenter.set_image(picture(40, 60))
-    inside, _ = segmenter.masks([[0, 0, 60, 30], [20, 10, 20, 10], [60, 40, 60, 40]])
-    beyond, scores = segmenter.masks([[-500, -3.5, 1e6, 30], [20, 10, 20, 10], [70, 50, 90, 60]])
+    (encoded,) = segmenter.encode([picture(40, 60)])
+    inside, _ = segmenter.masks(encoded, [[0, 0, 60, 30], [20, 10, 20, 10], [60, 40, 60, 40]])
+    beyond, scores = segmenter.masks(encoded, [[-500, -3.5, 1e6, 30], [20, 10, 20, 10], [70, 50, 90, 60]])
     np.testing.assert_array_equal(inside, beyond)
     assert np.isfinite(scores).all()
 
 
 def test_large_images_are_decoded_in_smaller_chunks(mini, monkeypatch):
     segmenter = load_sam2(mini, CPU)
-    segmenter.set_image(picture(50, 70))
+    (encoded,) = segmenter.encode([picture(50, 70)])
     boxes = some_boxes(6, 50, 70)
-    expected, _ = segmenter.masks(boxes)
-    assert segmenter.masks([])[0].shape == (0, 50, 70)
+    expected, _ = segmenter.masks(encoded, boxes)
+    assert segmenter.masks(encoded, [])[0].shape == (0, 50, 70)
     sizes = []
     segmenter.model.sam_prompt_encoder.register_forward_hook(lambda _, __, output: sizes.append(len(output[0])))
     for pixels, wanted in ((50 * 70 * 4, [4, 2]), (50 * 70 - 1, [1] * 6)):
         monkeypatch.setattr(sam2_image, "_MOST_PIXELS", pixels)
         sizes.clear()
-        masks, _ = segmenter.masks(boxes)
+        masks, _ = segmenter.masks(encoded, boxes)
         assert sizes == wanted and (masks != expected).mean() < 1e-3
 
 
 def test_every_layout_of_the_array_gives_the_same(mini):
     image, boxes = picture(30, 40), [[3, 4, 20, 22]]
     segmenter = load_sam2(mini, CPU)
-    segmenter.set_image(image)
-    expected, _ = segmenter.masks(boxes)
+    (encoded,) = segmenter.encode([image])
+    expected, _ = segmenter.masks(encoded, boxes)
     frozen = image.copy()
     frozen.flags.writeable = False
     for same in (frozen, image[:, :, ::-1].copy()[:, :, ::-1], np.asfortranarray(image), np.repeat(image, 2, 0)[::2]):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            segmenter.set_image(same)
-            np.testing.assert_array_equal(segmenter.masks(boxes)[0], expected)
+            (encoded,) = segmenter.encode([same])
+            np.testing.assert_array_equal(segmenter.masks(encoded, boxes)[0], expected)
 
 
 def test_half_precision_is_used_and_near(mini):
@@ -208,8 +222,8 @@ def test_half_precision_is_used_and_near(mini):
         segmenter = load_sam2(mini, Compute(torch.device("cpu"), "CPU", precision))
         convolution = segmenter.model.image_encoder.neck.convs[0].conv
         convolution.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
-        segmenter.set_image(image)
-        masks, scores = segmenter.masks(boxes)
+        (encoded,) = segmenter.encode([image])
+        masks, scores = segmenter.masks(encoded, boxes)
         assert masks.dtype == bool and scores.dtype == np.float32
         found.append(masks)
     assert seen == [torch.float32, torch.bfloat16, torch.float16]
@@ -220,8 +234,8 @@ def test_loading_and_predicting_are_quiet(mini, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         segmenter = load_sam2(mini, CPU)
-        segmenter.set_image(picture(20, 20))
-        segmenter.masks([[1, 2, 10, 12]])
+        (encoded,) = segmenter.encode([picture(20, 20)])
+        segmenter.masks(encoded, [[1, 2, 10, 12]])
     assert capfd.readouterr() == ("", "")
 
 
@@ -250,9 +264,8 @@ def test_the_compiled_encoder_gives_the_same_masks(mini, monkeypatch):
     monkeypatch.setattr(torch, "compile", graph_only)
     plain, compiled = load_sam2(mini, CPU), load_sam2(mini, CPU, compile=True)
     image, boxes = picture(60, 80), some_boxes(3, 60, 80)
-    for segmenter in (plain, compiled):
-        segmenter.set_image(image)
-    np.testing.assert_array_equal(compiled.masks(boxes)[0], plain.masks(boxes)[0])
+    masks = [segmenter.masks(segmenter.encode([image])[0], boxes)[0] for segmenter in (plain, compiled)]
+    np.testing.assert_array_equal(*masks)
     assert options == [{"dynamic": False}]  # no CUDA graphs, whose outputs the next image overwrites
 
 
@@ -263,8 +276,8 @@ def test_what_cannot_be_compiled_runs_as_it_is(mini, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", broken)
     segmenter = load_sam2(mini, CPU, compile=True)
     assert "going on without: no compiler found" in capsys.readouterr().out
-    segmenter.set_image(picture(60, 80))
-    assert segmenter.masks(some_boxes(2, 60, 80))[0].shape == (2, 60, 80)
+    (encoded,) = segmenter.encode([picture(60, 80)])
+    assert segmenter.masks(encoded, some_boxes(2, 60, 80))[0].shape == (2, 60, 80)
 
 
 # --- files that are not what they should be ----------------------------------------------------------------------
