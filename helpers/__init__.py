@@ -25,6 +25,7 @@ segment   q2's
   weights        where the models' files are searched for, and fetched (by common/hub)
   models         the three networks loaded, as one object
   grounding_dino, sam2_image, sam2_video, clipseg    each of them
+  batches        images that go through the networks together, while others are read and written
   pretrained     tensors loaded into a model, all of them or an error
   detections     the record of one object; how masks overlap
   tracks         which detection of a video is which object; what a later look may still change
