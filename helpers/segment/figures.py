@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pycocotools import mask as coco_mask
@@ -24,17 +26,21 @@ def _fit(image: np.ndarray) -> np.ndarray:
 
 def _grid(count: int, height: float):
     """A figure of up to three pictures in a row, of this height as a share of their width, and its axes."""
-    columns, rows = min(count, 3), -(-count // 3)
-    width = 11 if columns > 1 else 7.5
+    columns = 2 if count == 4 else min(count, 3)
+    rows, width = -(-count // columns), 11 if columns > 1 else 7.5
     return panels(width, rows * (width / columns * min(height, 1.5) + 0.35) + 0.3, rows, columns)
 
 
-def picture_row(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Pictures uint8 `[H, W, 3]` of any sizes, up to three in a row, each under its title."""
-    figure, axes = _grid(len(images), max(image.shape[0] / image.shape[1] for image in images))
-    for axis, image, title in zip(axes, images, titles, strict=False):
+def picture_row(images: Sequence[np.ndarray], titles: Sequence[str], title: str = "") -> Figure:
+    """Pictures uint8 `[H, W, 3]` of any sizes, up to three in a row, each under its title, and a title for all."""
+    heights = [image.shape[0] / image.shape[1] for image in images]
+    # of a common height where they differ, so that a tall one does not leave white beside the others
+    figure, axes = _grid(len(images), float(np.median(heights)))
+    for axis, image, text in zip(axes, images, titles, strict=False):
         axis.imshow(_fit(image), interpolation="antialiased")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(text, fontsize=10)
+    if title:
+        figure.suptitle("\n".join(textwrap.wrap(title, 100)), fontsize=11)
     return figure
 
 
@@ -60,11 +66,13 @@ def heat_overlays(image: np.ndarray, heat: np.ndarray, phrases: Sequence[str], t
     for axis, phrase, values in zip(axes, phrases, heat, strict=False):
         place = {"extent": (0, width, height, 0)}
         axis.imshow(_fit(image).mean(2), cmap="gray", vmin=0, vmax=255, interpolation="antialiased", **place)
-        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, interpolation="bilinear", **place)
+        # the surer, the less of the picture shows through
+        fade = 0.25 + 0.55 * np.clip(values, 0, 1)
+        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=fade, interpolation="nearest", **place)
         if values.max() >= threshold > values.min():
             axis.contour(values, [threshold], colors="white", linewidths=1, origin="upper", **place)
         axis.set_title(f"{phrase}: up to {values.max():.2f}", fontsize=10)
-    figure.colorbar(shown, ax=axes, label="probability", shrink=0.8, pad=0.01)
+    figure.colorbar(ScalarMappable(shown.norm, shown.cmap), ax=axes, label="probability", shrink=0.6, pad=0.01)
     figure.suptitle(f"CLIPSeg's maps; the white line is at clipseg_thr = {threshold:g}")
     return figure
 
@@ -79,11 +87,11 @@ def threshold_curves(
         (axes[1], parts, clipseg_thr, "clipseg_thr", "CLIPSeg's components"),
     ):
         for i, (phrase, values) in enumerate(list(counts.items())[: len(PALETTE)]):
-            # lines that lie on one another are set apart a little
-            axis.step(thresholds, np.asarray(values) + 0.04 * i, where="post", label=phrase)
+            # of lines that lie on one another each shows beside the next, which is thinner
+            axis.step(thresholds, values, where="post", label=phrase, linewidth=max(1.5, 7 - 1.5 * i))
         axis.axvline(chosen, color="0.3", linestyle="--", linewidth=1)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=f"{what} that are kept", xlabel=f"{name} (dashed: {chosen:g})", ylabel="number", xlim=(0, 1))
+        axis.set(title=f"{what} that are kept", xlabel=f"{name} (dashed: {chosen:g})", ylabel="how many", xlim=(0, 1))
         axis.set_ylim(-0.2, max(3, *(max(values) for values in counts.values())) + 0.6)
     axes[1].legend(frameon=False, fontsize=9)
     return figure

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path
 from helpers.segment.detections import Detection
+from helpers.segment.inputs import Settings
 from helpers.segment.overlay import draw_instances
 from helpers.segment.video import VideoReader
 
@@ -87,6 +88,15 @@ def table(detections: Sequence[Detection], seconds: dict[str, float]) -> str:
     for d in detections:
         lines.append(f"{d.label[:24]:24} {d.score:6.2f} {d.mask_score:10.2f}  {d.source:14} {d.mask.sum():,}")
     return "\n".join(lines)
+
+
+def advice(kind: str, settings: Settings) -> str:
+    """Return what to do where nothing is found; kind: of the models, "full" or "tiny"."""
+    if kind == "tiny":
+        return "the tiny models know six drawn shapes in eight colours, and nothing else; models='full' is for photos"
+    return (
+        f"lower box_threshold ({settings.box_threshold}) or clipseg_thr ({settings.clipseg_thr}), or use plainer words"
+    )
 
 
 def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict[str, Any]:

@@ -23,17 +23,17 @@ LONGEST_LABEL = 40  # letters
 def draw_instances(image: np.ndarray, detections: Sequence[Detection], ids: Sequence[int] | None = None) -> np.ndarray:
     """Draw masks over a copy of an image, uint8 RGB `[H, W, 3]`: outlines outside the masks, and light fills.
 
-    Every instance has a colour and a tag; where masks overlap, the smaller one is on top. A `~` before the label says
-    that CLIPSeg found it, whose score does not compare with the detector's. `ids`, from 1, give the colours and stand
-    in the tags; without them the order does."""
+    Every instance has a colour and a tag; where masks overlap, the smaller one is on top. A dashed outline and a `~`
+    before the label say that CLIPSeg found it, whose score does not compare with the detector's. `ids`, from 1, give
+    the colours and stand in the tags; without them the order does."""
     canvas, occupied = np.array(image, order="C"), np.zeros(image.shape[:2], np.uint8)
     items = list(zip(ids or range(1, len(detections) + 1), detections, strict=True))
     for number, detection in sorted(items, key=lambda item: -np.count_nonzero(item[1].mask)):
         mask = detection.mask.astype(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
         part, mask = (slice(y, y + h), slice(x, x + w)), mask[y : y + h, x : x + w]
-        contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
-        _outline(canvas, contours, number)
+        contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+        _outline(canvas, contours, number, dashed=detection.source == "clipseg")
         # The inside comes last and from the image: lines lie outside, and fills of several objects never add up.
         inside = image[part]
         if np.count_nonzero(mask) >= LEAST_FILLED * occupied.size:
@@ -81,10 +81,13 @@ def _reaches(image: np.ndarray) -> tuple[int, int, int]:
     return line + 2 * border, line + border, border
 
 
-def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int) -> None:
+def _outline(canvas: np.ndarray, contours: Sequence[np.ndarray], number: int, dashed: bool = False) -> None:
     """Draw three lines around closed paths, to show on any background; what is inside is left to be restored."""
+    if dashed:  # a point for each pixel of the path
+        dash = 4 * _reaches(canvas)[0]
+        contours = [path[i : i + dash] for path in contours for i in range(0, len(path), 2 * dash)]
     for ink, reach in zip(((255, 255, 255), colour(number), (0, 0, 0)), _reaches(canvas), strict=True):
-        cv2.drawContours(canvas, contours, -1, ink, 2 * reach, cv2.LINE_AA)
+        cv2.polylines(canvas, contours, not dashed, ink, 2 * reach, cv2.LINE_AA)
 
 
 def _inside(box: Sequence[float], canvas: np.ndarray) -> tuple[int, int, int, int]:

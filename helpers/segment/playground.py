@@ -1,29 +1,92 @@
-"""A prompt and thresholds to play with in a notebook; ipywidgets is imported when it is called."""
+"""A prompt, thresholds and a picture to play with in a notebook; ipywidgets is imported when it is called."""
 
 from __future__ import annotations
 
+import html
+import io
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from helpers.common import figures
-from helpers.segment.figures import picture_row
+from helpers.segment.detections import Detection
+from helpers.segment.images import ImageError, read_image, safe_name
+from helpers.segment.outputs import table
 from helpers.segment.overlay import draw_instances
 
+WIDEST = 900  # pixels of the picture that is shown
 
-def playground(segment: Callable[..., list], image: np.ndarray, prompt: str, thresholds: dict[str, float]) -> Any:
-    """A widget: a field for the prompt, a slider for each threshold, and a button that segments `image`, uint8
-    [H, W, 3], anew by `segment(prompt, **thresholds)`, which returns detections; a `ValueError` of its is printed."""
-    from ipywidgets import FloatSlider, interactive
 
-    def run(prompt: str, **thresholds: float) -> None:
+def playground(
+    segment: Callable[..., tuple[list[Detection], dict[str, float]]],
+    image: np.ndarray,
+    found: list[Detection],
+    prompt: str,
+    thresholds: dict[str, float],
+    advice: str,
+) -> Any:
+    """A widget: a field for the prompt, a slider for each threshold, a button, an upload, and the picture, uint8
+    [H, W, 3], with what was `found` in it so far.
+
+    Enter, the button, a slider that is let go, and an upload call `segment(image, prompt, **thresholds)`, which returns
+    detections and the seconds of each stage; a `ValueError` of its is shown. advice: shown where nothing is found.
+    """
+    from ipywidgets import HTML, Button, FileUpload, FloatSlider, HBox, Layout, Text, VBox
+    from ipywidgets import Image as Picture
+
+    options = {"min": 0.05, "max": 0.95, "step": 0.05, "continuous_update": False}
+    options["style"] = {"description_width": "initial"}  # long names are not cut off
+    text = Text(prompt, description="prompt", continuous_update=False, layout=Layout(width="70%"))
+    button, upload = Button(description="segment", button_style="primary"), FileUpload(accept="image/*")
+    sliders = {name: FloatSlider(value, description=name, **options) for name, value in thresholds.items()}
+    picture, status, shown = Picture(format="png", layout=Layout(max_width="100%")), HTML(), [image]
+
+    def show(detections: list[Detection], text_below: str) -> None:
+        picture.value = _png(draw_instances(shown[0], detections))
+        status.value = f"<pre>{html.escape(text_below)}</pre>"
+
+    def run(_: Any = None) -> None:
+        button.disabled, button.description = True, "working …"
         try:
-            detections = segment(prompt, **thresholds)
+            detections, seconds = segment(shown[0], text.value, **{name: one.value for name, one in sliders.items()})
+            show(detections, table(detections, seconds) if detections else f"nothing found: {advice}")
         except ValueError as error:  # an empty prompt, or one that is too long
-            print(error)
-        else:
-            figures.show(picture_row([draw_instances(image, detections)], [f"objects: {len(detections)}"]))
+            show([], str(error))
+        finally:
+            button.disabled, button.description = False, "segment"
 
-    sliders = {name: FloatSlider(value, min=0.05, max=0.95, step=0.05) for name, value in thresholds.items()}
-    return interactive(run, {"manual": True, "manual_name": "segment"}, prompt=prompt, **sliders)
+    def take(_: Any) -> None:
+        if upload.value:
+            try:
+                shown[0] = _uploaded(upload.value)
+            except ImageError as error:
+                status.value = f"<pre>{html.escape(str(error))}</pre>"
+            else:
+                run()
+
+    for widget in (text, *sliders.values()):
+        widget.observe(run, "value")
+    button.on_click(run)
+    upload.observe(take, "value")
+    show(found, "Enter starts it. Phrases are separated by full stops or commas.")
+    return VBox([HBox([text, button, upload]), HBox(list(sliders.values())), picture, status])
+
+
+def _png(image: np.ndarray) -> bytes:
+    """An image as the bytes of a PNG file, at most `WIDEST` pixels wide."""
+    small, buffer = Image.fromarray(image), io.BytesIO()
+    small.thumbnail((WIDEST, 2 * WIDEST))
+    small.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _uploaded(files: Any) -> np.ndarray:
+    """The last of the files in a `FileUpload`'s value: a tuple of them, or in ipywidgets 7 (Colab) one by name."""
+    name, file = list(files.items())[-1] if isinstance(files, dict) else (files[-1]["name"], files[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / safe_name(name)
+        path.write_bytes(file["content"])
+        return read_image(path)

@@ -1,48 +1,80 @@
-"""The widgets, pressed as a person presses them."""
+"""The widgets, used as a person uses them."""
+
+import io
+from datetime import datetime
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from helpers.common import figures as common_figures
 from helpers.segment.detections import Detection
-from helpers.segment.playground import playground
+from helpers.segment.playground import _uploaded, playground
 
 pytest.importorskip("ipywidgets")
 IMAGE = np.full((40, 60, 3), 90, np.uint8)
+MASK = np.zeros((40, 60), bool)
+MASK[5:20, 5:20] = True
 
 
-@pytest.fixture
-def pressed(monkeypatch):
-    """Fill in a prompt and move sliders, then press the button; returns what was asked for and the figures shown."""
-    asked, figures = [], []
-    monkeypatch.setattr(common_figures, "show", figures.append)
+class Bench:
+    """The playground of an image in which nothing was found yet; `asked` has what it asked for."""
 
-    def segment(prompt, **thresholds):
+    def __init__(self):
+        self.asked, self.busy, self.found = [], [], [Detection("cat", 0.9, (5, 5, 20, 20), "clipseg", MASK, 0.8)]
+        thresholds = {"box_threshold": 0.35, "nms_iou": 0.7}
+        self.widget = playground(self.segment, IMAGE, [], "cat. red dog", thresholds, "use other words")
+        top, sliders, self.picture, self.status = self.widget.children
+        self.text, self.button, self.upload = top.children
+        self.sliders = {slider.description: slider for slider in sliders.children}
+
+    def segment(self, image, prompt, **thresholds):
         if not prompt:
-            raise ValueError("the prompt is empty: name something")
-        asked.append((prompt, thresholds))
-        return [Detection("cat", 0.9, (5, 5, 20, 20), "groundingdino", np.ones((40, 60), bool), 0.9)]
+            raise ValueError("the prompt is empty: <name> something")
+        self.busy.append(self.button.disabled)
+        self.asked.append((image.shape, prompt, thresholds))
+        return self.found, {"groundingdino": 0.25}
 
-    def press(prompt=None, **thresholds):
-        box = playground(segment, IMAGE, "cat. red dog", {"box_threshold": 0.35, "nms_iou": 0.7})
-        text, *sliders, button, _ = box.children
-        assert button.description == "segment"
-        assert text.value == "cat. red dog" and [s.value for s in sliders] == [0.35, 0.7]
-        text.value = text.value if prompt is None else prompt
-        for slider in sliders:
-            slider.value = thresholds.get(slider.description, slider.value)
-        button.click()
-        return asked, figures
-
-    return press
+    def shown(self):
+        return np.asarray(Image.open(io.BytesIO(self.picture.value)).convert("RGB"))
 
 
-def test_the_button_segments_with_what_is_set(pressed):
-    asked, figures = pressed("bird", box_threshold=0.5)
-    assert asked[-1] == ("bird", {"box_threshold": 0.5, "nms_iou": 0.7})
-    assert len(figures) == len(asked) and figures[0].axes[0].get_title() == "objects: 1"
+def test_the_picture_is_there_before_anything_is_pressed():
+    bench = Bench()
+    assert (bench.shown() == IMAGE).all() and bench.asked == [] and "Enter" in bench.status.value
+    assert bench.text.value == "cat. red dog" and bench.sliders["box_threshold"].value == 0.35
 
 
-def test_a_prompt_that_is_refused_says_why(pressed, capsys):
-    asked, figures = pressed("")
-    assert asked == [] and figures == [] and "name something" in capsys.readouterr().out
+def test_enter_the_button_and_a_slider_segment_with_what_is_set():
+    bench = Bench()
+    bench.text.value = "bird"  # sent when Enter is pressed
+    bench.sliders["box_threshold"].value = 0.5
+    bench.button.click()
+    shape, changed = IMAGE.shape, {"box_threshold": 0.5, "nms_iou": 0.7}
+    assert bench.asked == [(shape, "bird", changed | {"box_threshold": 0.35})] + [(shape, "bird", changed)] * 2
+    assert bench.busy == [True] * 3 and not bench.button.disabled and bench.button.description == "segment"
+    assert (bench.shown() != IMAGE).any() and "cat" in bench.status.value and "0.25 s" in bench.status.value
+
+
+def test_nothing_found_and_a_prompt_that_is_refused_say_what_to_do():
+    bench = Bench()
+    bench.found = []
+    bench.button.click()
+    assert "nothing found: use other words" in bench.status.value and (bench.shown() == IMAGE).all()
+    bench.text.value = ""
+    assert "&lt;name&gt; something" in bench.status.value and not bench.button.disabled
+
+
+def test_an_uploaded_picture_is_segmented():
+    bench, file = Bench(), io.BytesIO()
+    Image.new("RGB", (30, 20), (10, 200, 30)).save(file, "PNG")
+
+    def upload(name, content):
+        about = {"name": name, "type": "", "size": len(content), "last_modified": datetime(2026, 1, 1)}
+        bench.upload.value = ({**about, "content": memoryview(content)},)
+
+    upload("a/b.png", file.getvalue())
+    assert [shape for shape, *_ in bench.asked] == [(20, 30, 3)] and bench.shown().shape == (20, 30, 3)
+    upload("note.txt", b"no image")
+    assert len(bench.asked) == 1 and "note.txt" in bench.status.value
+    # as ipywidgets 7 has it, which Colab brings along
+    assert _uploaded({"b.png": {"content": file.getvalue()}}).shape == (20, 30, 3)
