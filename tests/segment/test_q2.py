@@ -263,7 +263,7 @@ def test_components_of_odd_images_lie_within_them(q2, height, width):
     assert box == pytest.approx((0, 0, width, height))
 
 
-def test_where_sam_rejects_a_box_clipsegs_own_mask_stays(networks, q2):
+def test_where_sam_rejects_a_box_clipsegs_own_mask_stays_if_it_is_large(networks, q2):
     maps = {"cat": blob(0, 0, 16, 32, 0.9)}
     refused, accepted = networks(maps=maps, sam_score=0.2), networks(maps=maps, sam_score=0.8)
     (encoded,) = accepted.sam2.encode([IMAGE])
@@ -275,6 +275,10 @@ def test_where_sam_rejects_a_box_clipsegs_own_mask_stays(networks, q2):
     for detection in (own, theirs):
         assert np.mean(detection.mask == left_half) > 0.95 and detection.mask.shape == (64, 96)
     assert own.mask_score == pytest.approx(0.2)  # SAM's estimate stays SAM's
+    # what is small is not kept against SAM's estimate: a corner of something else
+    small = blob(0, 0, 4, 5, 0.9)
+    assert q2.fall_back(refused.sam2, encoded, [small], ["cat"], 0.4) == []
+    assert len(q2.fall_back(accepted.sam2, encoded, [small], ["cat"], 0.4)) == 1
 
 
 # --- Files ---
