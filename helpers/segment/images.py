@@ -62,7 +62,7 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
                 ImageOps.exif_transpose(image, in_place=True)
-            pixels = _widened(path, image, remarks) if had_16_bits else _to_rgb(image, remarks)
+            pixels = _widened(path, image, remarks) if had_16_bits else to_rgb(image, remarks)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -113,7 +113,7 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image, notes: list[str]) -> np.ndarray:
+def to_rgb(image: Image.Image, notes: list[str]) -> np.ndarray:
     if image.mode.startswith(("I", "F")):  # Pillow's convert() clips these at 255
         values = np.asarray(image)
         if image.mode == "I" and image.format == "PNG":  # how Pillow 10 reads 16-bit grayscale
@@ -126,7 +126,7 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> np.ndarray:
 
 def _widened(path: Path, image: Image.Image, notes: list[str]) -> np.ndarray:
     """Colour in 16 bits, of which Pillow keeps the high byte: too little where fewer bits are used."""
-    high = _to_rgb(image, notes)
+    high = to_rgb(image, notes)
     if 0 < 256 * int(high.max()) + 255 < 1 << 14:
         values = _decode(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
         # the same picture, and the same way up
@@ -161,7 +161,7 @@ def _read_other(path: Path, notes: list[str]) -> np.ndarray:
         raise ImageError(f"{path} is no image that can be read here (it starts with {start!r}): {hint}.")
     if start.startswith(_HDR):
         return tone_map(values, notes)
-    return _to_rgb(Image.fromarray(to_uint8(values, notes)), notes)
+    return to_rgb(Image.fromarray(to_uint8(values, notes)), notes)
 
 
 # Files that q2 writes, from its OUT_DIR or the folder of one image on.
