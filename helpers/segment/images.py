@@ -141,7 +141,7 @@ def _decode(path: Path, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
         values = cv2.imdecode(np.fromfile(path, np.uint8), flags)
         if values is not None:
             values = np.atleast_3d(values)
-            return values[..., {1: [0, 0, 0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[2]]]
+            return np.ascontiguousarray(values[..., {1: [0, 0, 0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[values.shape[2]]])
     return None
 
 
