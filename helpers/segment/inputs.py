@@ -11,7 +11,7 @@ from PIL import Image
 from helpers.common import distributed
 from helpers.common.files import atomic_path
 from helpers.segment.examples import FOLDER_PROMPT, draw_example_clip, draw_examples
-from helpers.segment.images import find_images, read_image
+from helpers.segment.images import find_images, read_first
 from helpers.segment.prompts import parse_phrases
 from helpers.segment.sequences import Animation, PictureSequence, open_clip
 from helpers.segment.video import VideoReader
@@ -62,8 +62,8 @@ def find_inputs(
     notes: list[str] = []
     paths = None if images is None else find_images(images, out, notes)
     is_folder = images is not None and (len(paths) > 1 or paths != [Path(images).expanduser()])
-    if paths and not is_folder:
-        read_image(paths[0])  # what is no image is told now, not once the models are loaded
+    if paths:
+        read_first(paths)  # where none is an image, that is told now, not once the models are loaded
     clip = None if video is None else open_clip(video, out)
     if prompt is None and (images is not None or video is not None):
         raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
