@@ -58,6 +58,7 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width:,} x {image.height:,} pixels; {MAX_PIXELS:,} are the most"
                 raise ImageError(f"{path} has {size}: make it smaller or cut it into pieces.")
+            # known only before the pixels are loaded
             had_16_bits = image.mode == "RGB" and ";16" in str(image.tile)
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
@@ -193,6 +194,7 @@ def find_images(path: str | Path, out: Path | None = None, notes: list[str] | No
     folder = path if is_folder else path.parent
     pattern = str(path) if is_pattern else f"{glob.escape(str(folder))}/*"
     seen = sorted(glob.glob(pattern, recursive=True), key=natural)  # noqa: PTH207 (it skips hidden files)
+    # what is there: images, other files, and images of an earlier run
     root, found, others, outputs = given_root(path), [], [], []
     written = _written(root, out)
     for file in map(Path, seen if is_pattern or is_folder else ()):
@@ -202,6 +204,7 @@ def find_images(path: str | Path, out: Path | None = None, notes: list[str] | No
                 (found if is_image else others).append(file)
             elif is_image:
                 outputs.append(file)
+    # either some images, with a word on the rest, or an error that names what is there instead
     if found:
         told = [f"passed over in {root}: {some([file.relative_to(root) for file in others])}"] if others else []
         if outputs:
