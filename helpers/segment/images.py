@@ -54,7 +54,7 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
     """
     path, remarks = _expand(path), []
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width:,} x {image.height:,} pixels; {MAX_PIXELS:,} are the most"
                 raise ImageError(f"{path} has {size}: make it smaller or cut it into pieces.")
@@ -93,7 +93,7 @@ def _expand(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (the one of pathlib refuses names such as ~$draft.png)
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """`Image.open` that knows what installed plugins read, and leaves videos and a camera's raw files alone."""
     if path.suffix[1:].lower() in RAW.split() and path.is_file():
         raise ImageError(f"{path} is a camera's raw file, which is not developed here: save it as JPEG or TIFF first.")
@@ -208,14 +208,13 @@ def find_images(path: str | Path, out: Path | None = None, notes: list[str] | No
     if found:
         told = [f"passed over in {root}: {some([file.relative_to(root) for file in others])}"] if others else []
         if outputs:
-            told.append(
-                f"passed over in {root}: {len(outputs)} that a run wrote, such as {outputs[0].relative_to(root)}"
-            )
+            names = [file.relative_to(root) for file in outputs]
+            told.append(f"passed over in {root}, as files that a run writes: {some(names, 3)}")
         if notes is not None:
             notes += told
         return found
     what = "no image there" if is_pattern or is_folder else "no such file or folder"
-    what += " but those that a run wrote, which are taken only one by one" if outputs else ""
+    what += " but what a run writes, which is taken only one by one" if outputs else ""
     where = f"{'found' if is_pattern else folder.absolute()}: {some(seen) or 'nothing'}"
     advice = "an image, a folder that holds some, or a pattern (photos/**/* searches sub-folders too)"
     raise ImageError(f"{path}: {what}; {where}. Give {advice}. Suffixes: {KINDS}.")

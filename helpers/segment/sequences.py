@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.common.files import some
-from helpers.segment.images import KINDS, ImageError, find_images, read_first, read_image, to_rgb
+from helpers.segment.images import KINDS, ImageError, find_images, open_image, read_first, read_image, to_rgb
 from helpers.segment.video import Frame, VideoError, VideoReader
 
 FPS = 25  # of pictures that do not say how long they last
@@ -34,7 +34,7 @@ def open_clip(path: Path | str, out: Path | None = None) -> VideoReader | Pictur
         return PictureSequence(path, out)
     if path.is_file() and path.suffix[1:].lower() in KINDS.split():
         kind, count = "", 0
-        with contextlib.suppress(Exception), Image.open(path) as image:  # else the reader of videos says what it is
+        with contextlib.suppress(Exception), open_image(path) as image:  # else the reader of videos says what it is
             kind, count = image.format, getattr(image, "n_frames", 1)
         if count > 1 and kind in ("WEBP", "AVIF"):
             return Animation(path)

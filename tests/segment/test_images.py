@@ -521,7 +521,7 @@ def test_what_a_run_wrote_is_no_input(album, out, pattern):
     notes = []
     assert find_images(path, out, notes) == before
     assert find_images(path, album / "elsewhere") == before  # another run's
-    told = [note for note in notes if "that a run wrote" in note]
+    told = [note for note in notes if "files that a run writes" in note]
     assert len(told) == (pattern.startswith("**") or out == album / pattern) or (pattern == "*" and out == album)
     (out / "detections.json").unlink()  # as after a run that was stopped early
     kept = {name for name in names(find_images(path, out), album) if "boxes" in name or "shapes" in name}
@@ -545,7 +545,7 @@ def test_what_a_run_wrote_can_be_given(album):
     assert find_images(out / "overlay.png", out) == [out / "overlay.png"]
     assert find_images(out / "examples", out) == [out / "examples" / "shapes-1.png"]
     assert find_images(out / "cutouts") == [out / "cutouts" / "2_1_cat.png"]
-    with pytest.raises(ImageError, match="no image there but those that a run wrote, which are taken only one by one"):
+    with pytest.raises(ImageError, match="no image there but what a run writes, which is taken only one by one"):
         find_images(out / "2")
 
 
