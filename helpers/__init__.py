@@ -30,6 +30,8 @@ segment   q2's
   detections     the record of one object; how masks overlap
   tracks         which detection of a video is which object; what a later look may still change
   images         images in, whatever their kind
+  pixels         more than 8 bits brought into 8
+  sequences      numbered pictures and animated ones as a video
   video          frames in; an MP4 with the input's sound out
   examples       drawn pictures and a clip to try q2 on
   outputs        masks, overlay, detections.json, tracks.json

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from helpers.common import distributed
+from helpers.common.files import atomic_path
 from helpers.segment.examples import FOLDER_PROMPT, draw_example_clip, draw_examples
-from helpers.segment.images import find_images
+from helpers.segment.images import find_images, read_first
 from helpers.segment.prompts import parse_phrases
-from helpers.segment.video import VideoReader, save_first_frame
+from helpers.segment.sequences import Animation, PictureSequence, open_clip
+from helpers.segment.video import VideoReader
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Inputs:
     root: Path | str  # what the images were found by
     is_folder: bool  # each image gets a folder of its own
     folder_phrases: list[str]
-    clip: VideoReader | None
+    clip: VideoReader | PictureSequence | Animation | None
     clip_phrases: list[str]
 
 
@@ -56,22 +60,33 @@ def find_inputs(
     images: str | Path | None, video: str | Path | None, prompt: str | Sequence[str] | None, out: Path, seed: int
 ) -> Inputs:
     """Find what the parameters name. Without images the first frame of the video stands for them; without either,
-    scenes and a clip of shapes are drawn into `out`, with prompts of their own."""
-    if prompt is None and (images or video):
+    scenes and a clip of shapes are drawn into `out`, with prompts of their own. What was passed over is printed."""
+    notes: list[str] = []
+    paths = None if images is None else find_images(images, out, notes)
+    is_folder = images is not None and (len(paths) > 1 or paths != [Path(images).expanduser()])
+    if paths:
+        read_first(paths)  # where none is an image, that is told now, not once the models are loaded
+    clip = None if video is None else open_clip(video, out)
+    if prompt is None and (images is not None or video is not None):
         raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
     phrases = None if prompt is None else parse_phrases(prompt)
-    clip = None if video is None else VideoReader(video)
-    if images is not None:
-        paths = find_images(images)
-        is_folder = len(paths) > 1 or paths != [Path(images).expanduser()]
+    if paths:
+        if distributed.is_main():
+            print(*notes, sep="\n", end="\n" if notes else "")
         return Inputs(paths, phrases, images, is_folder, phrases, clip, phrases)
     # of several processes one writes, and tells the others
     main, folder = distributed.is_main(), out / "examples"
     if clip is not None:
-        frame = distributed.broadcast(save_first_frame(video, out / "first_frame.png") if main else None)
+        frame = distributed.broadcast(_save_first_frame(clip, out / "first_frame.png") if main else None)
         return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
     paths, scene_prompt = distributed.broadcast(draw_examples(folder, seed) if main else None)
     clip_path, clip_prompt = distributed.broadcast(draw_example_clip(folder, seed)[:2] if main else None)
     scene, each, tracked = (phrases or parse_phrases(text) for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
     print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {folder}")
     return Inputs(paths, scene, folder, True, each, VideoReader(clip_path), tracked)
+
+
+def _save_first_frame(clip: VideoReader | PictureSequence | Animation, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        Image.fromarray(next(iter(clip)).image).save(temporary)
+    return path

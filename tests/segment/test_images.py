@@ -1,6 +1,9 @@
 """Every kind of image file that users bring, as the RGB that a viewer shows, or refused in one sentence."""
 
+import re
 import struct
+import sys
+import types
 import unicodedata
 import zlib
 from pathlib import Path
@@ -8,9 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from helpers.segment.images import ImageError, find_images, output_names, read_first, read_image
+import nbload
+from helpers.segment import images
+from helpers.segment.images import KINDS, ImageError, find_images, output_names, read_first, read_image
 
 UNCOMPRESSED = (cv2.IMWRITE_TIFF_COMPRESSION, 1)  # the default of some versions of OpenCV is lossy for floats
 
@@ -37,6 +42,147 @@ def test_common_formats(tmp_path, photo, suffix, options, tolerance):
     Image.fromarray(photo).save(path, **options)
     assert close(read_image(path), photo, tolerance)
     assert close(read_image(str(path)), photo, tolerance)
+
+
+LOSSY = {
+    "gif": 12,
+    **{kind: 6 for kind in KINDS.split() if "j" in kind},
+    "mpo": 6,
+    "webp": 6,
+    "avif": 6,
+    "avifs": 6,
+    "hdr": 6,
+}
+
+
+def save(photo, path):
+    """Write uint8 RGB [64, 64, 3] as what the suffix of `path` says."""
+    image, kind = Image.fromarray(photo), path.suffix[1:]
+    if kind in ("ico", "cur"):  # two sizes, of which the larger one is the picture
+        image.save(path, "ICO", sizes=[(16, 16), image.size], bitmap_format="bmp" if kind == "cur" else "png")
+        if kind == "cur":  # differs in its type
+            path.write_bytes(b"\0\0\2\0" + path.read_bytes()[4:])
+    elif kind in ("hdr", "pfm"):  # floats; those of hdr are light, without a gamma
+        assert cv2.imwrite(str(path), (photo[..., ::-1] / np.float32(255)) ** (2.2 if kind == "hdr" else 1))
+    elif kind == "ras":
+        assert cv2.imwrite(str(path), photo[..., ::-1])
+    elif kind == "psd":  # Adobe Photoshop File Formats Specification: header, three empty sections, planes
+        header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, *photo.shape[:2], 8, 3)
+        path.write_bytes(header + bytes(12) + b"\0\0" + photo.transpose(2, 0, 1).tobytes())
+    elif kind == "qoi":  # qoiformat.org: every pixel with its three bytes
+        pixels = b"".join(b"\xfe" + bytes(pixel) for pixel in photo.reshape(-1, 3).tolist())
+        path.write_bytes(struct.pack(">4sIIBB", b"qoif", *image.size, 3, 0) + pixels + bytes(7) + b"\1")
+    elif kind == "mpo":
+        image.save(path, "MPO", save_all=True, append_images=[Image.new("RGB", image.size)], quality=95)
+    else:
+        image.save(path, {"jif": "JPEG", "avifs": "AVIF"}.get(kind))
+
+
+def test_every_kind_is_found_in_a_folder_and_read(tmp_path):
+    rows, columns = np.mgrid[:64, :64]
+    photo = np.stack([rows * 3, columns * 4, 255 - rows * 2 - columns * 2], -1).astype(np.uint8)
+    grey = np.repeat(photo[:, :, :1], 3, axis=2)
+    expected = {"pgm": grey, "pbm": np.uint8(255) * (grey > 99)}
+    missing = {"heic", "heif", "hif", "jxl"} | (set() if features.check("avif") else {"avif", "avifs"})
+    kinds = [kind for kind in KINDS.split() if kind not in missing]
+    for kind in kinds:
+        if kind == "pbm":
+            Image.fromarray(photo[:, :, 0] > 99).save(tmp_path / "a.pbm")
+        elif kind == "pgm":
+            Image.fromarray(photo[:, :, 0]).save(tmp_path / "a.pgm")
+        else:
+            save(photo, tmp_path / f"a.{kind}")
+    found = find_images(tmp_path)
+    assert sorted(path.suffix[1:] for path in found) == sorted(kinds)
+    for path in found:
+        kind, image = path.suffix[1:], read_image(path)
+        if kind == "icns":  # into which Pillow writes larger ones, too
+            assert image.shape == (1024, 1024, 3)
+            image = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
+        assert close(image, expected.get(kind, photo), LOSSY.get(kind, 1)), path
+
+
+@pytest.mark.parametrize(("start", "module", "package"), [
+    (b"\0\0\0\x18ftypheic\0\0\0\0", "pillow_heif", "pillow-heif"),
+    (b"\0\0\0\x18ftypmif1\0\0\0\0", "pillow_heif", "pillow-heif"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow_jxl", "pillow-jxl-plugin"),
+    (b"\xff\x0a\x12", "pillow_jxl", "pillow-jxl-plugin"),
+])  # fmt: skip
+def test_a_kind_that_needs_a_package_names_it_and_is_read_with_it(tmp_path, monkeypatch, photo, start, module, package):
+    path = tmp_path / "a.img"
+    path.write_bytes(start)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(ImageError, match=rf"a\.img is no image .*pip install {package}"):
+        read_image(path)
+    # once it is imported, Pillow knows the kind
+    Image.fromarray(photo).save(tmp_path / "same.png")
+    opened, imported, registered = Image.open, [], []
+
+    def import_module(name):
+        imported.append(name)
+        return types.SimpleNamespace(
+            **{"register_heif_opener": lambda: registered.append(name)} if "heif" in name else {}
+        )
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    monkeypatch.setattr(Image, "open", lambda path: opened(tmp_path / "same.png" if imported else path))
+    np.testing.assert_array_equal(read_image(path), photo)
+    assert imported == [module] and registered == [module] * (module == "pillow_heif")
+
+
+@pytest.mark.parametrize("name", ["a.NEF", "a.dng"])
+def test_raw_files_of_cameras_are_refused_rather_than_their_thumbnails_taken(tmp_path, photo, name):
+    Image.fromarray(photo).save(tmp_path / name, "TIFF")
+    with pytest.raises(ImageError, match=r"a camera's raw file.* save it as JPEG or TIFF"):
+        read_image(tmp_path / name)
+
+
+def test_radiance_is_exposed_so_that_a_lamp_does_not_leave_all_else_black(tmp_path):
+    light = np.full((50, 60, 3), 0.2, np.float32)
+    light[:25] = 0.02
+    light[0, :10] = 5000  # less than a hundredth of the pixels
+    assert cv2.imwrite(str(tmp_path / "a.hdr"), light)
+    image = read_image(tmp_path / "a.hdr", notes := [])
+    assert (image[0, :10] == 255).all() and image[30, 30].tolist() == [255] * 3
+    assert abs(image[10, 30].astype(float) - 255 * 0.1 ** (1 / 2.2)).max() <= 2
+    assert len(notes) == 1 and "a.hdr: of its high dynamic range" in notes[0]
+    cv2.imwrite(str(tmp_path / "dark.hdr"), np.zeros((4, 4, 3), np.float32))
+    assert not read_image(tmp_path / "dark.hdr").any()
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 3), ("tif", 1), ("tif", 3), ("pgm", 1)])
+@pytest.mark.parametrize("bits", [9, 10, 11, 12, 14])
+def test_unused_bits_of_16_are_left_out(tmp_path, suffix, channels, bits):
+    values = np.linspace(0, (1 << bits) - 1, 30 * 20 * channels).astype(np.uint16).reshape(30, 20, channels)
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), values)
+    image = read_image(path, notes := [])
+    expected = np.broadcast_to(values[:, :, ::-1], (30, 20, 3)) * 255.0 / ((1 << bits) - 1)
+    assert np.abs(image - expected).max() <= 0.51
+    (note,) = notes
+    assert note.startswith(f"{path.name}: only {bits} bits") and f"{(1 << bits) - 1:,} became" in note
+
+
+def test_16_bits_that_are_used_are_as_before_and_nothing_is_said(tmp_path):
+    for most in (1 << 14, 65535):
+        values = np.array([[0, 300, most]], np.uint16)
+        for name, pixels in (("grey.png", values), ("colour.png", np.dstack([values] * 3))):
+            assert cv2.imwrite(str(tmp_path / name), pixels)
+            assert read_image(tmp_path / name, notes := [])[0, :, 0].tolist() == [0, 1, most >> 8] and not notes
+
+
+def test_colour_in_12_bits_is_turned_upright(tmp_path):
+    values = np.zeros((20, 30, 3), np.uint16)
+    values[:5, :5] = (0, 0, 4095)  # BGR
+    assert cv2.imwrite(str(tmp_path / "a.png"), values)
+    content = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is on the right
+    data = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # after the header
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (30, 20, 3) and image[0, -1].tolist() == [255, 0, 0] and not image[:, :15].any()
 
 
 # What the orientations mean (EXIF 2.32, tag 0x0112): where row 0 and column 0 of the stored picture are seen.
@@ -243,6 +389,9 @@ def test_damaged_float_tiff(tmp_path):
     (b"<!DOCTYPE html><html>", r"a\.jpg is no image .*DOCTYPE html"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", r"a\.jpg is no image .*convert HEIC"),
     (bytes(1000), r"a\.jpg is no image"),
+    (b"\0\0\0\x18ftypisom\0\0\0\0", r"a\.jpg is no image .*give it as VIDEO_PATH"),
+    (b"\x1a\x45\xdf\xa3matroska", r"a\.jpg is no image .*give it as VIDEO_PATH"),
+    (b"\0\0\1\xb3\x14\0\xf0\x13" + bytes(99), r"a\.jpg is no image .*give it as VIDEO_PATH"),  # MPEG
 ])  # fmt: skip
 def test_what_is_no_image(tmp_path, content, message):
     (tmp_path / "a.jpg").write_bytes(content)
@@ -334,6 +483,75 @@ def test_nothing_found(album, monkeypatch, path, message):
     with pytest.raises(ImageError, match=message) as caught:
         find_images(path)
     assert path.strip() in str(caught.value)
+
+
+def test_what_is_passed_over_is_named(album):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "a.mp4", "a.CR2"):
+        (album / name).touch()
+    find_images(album, notes=(notes := []))
+    assert notes == [f"passed over in {album}: a.CR2, a.mp4, notes.txt"]
+    find_images(album / "**" / "*", notes=(notes := []))
+    assert notes == [f"passed over in {album}: a.CR2, a.mp4, deep/a.csv, notes.txt"]
+    find_images(f"{album}/*.png", notes=(notes := []))
+    find_images(album / "10.png", notes=notes)
+    assert notes == []
+
+
+# --- What an earlier run wrote -------------------------------------------------------------------------------------
+
+
+def written_by_a_run(out, images=()):
+    """Empty files as a run leaves them, for a folder of `images`."""
+    files = ["mask.png", "overlay.png", "detections.json", "boxes.png", "examples/shapes-1.png", "examples/shapes.mp4"]
+    files += ["summary.csv", "yolo/data.yaml", "video_overlay.mp4"] if images else []
+    for name in images:
+        files += [f"{name}/mask.png", f"{name}/detections.json", f"cutouts/{name}_1_cat.png"]
+        files += [f"yolo/images/{name}.jpg", f"yolo/labels/{name}.txt"]
+    for name in files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+
+
+@pytest.mark.parametrize("out", ["out", "deep/er/results", "."])
+@pytest.mark.parametrize("pattern", ["**/*", "**", "*", ""])
+def test_what_a_run_wrote_is_no_input(album, out, pattern):
+    path, out = album / pattern, album / out
+    before = find_images(path, out)
+    written_by_a_run(out, ["2", "10"])
+    notes = []
+    assert find_images(path, out, notes) == before
+    assert find_images(path, album / "elsewhere") == before  # another run's
+    told = [note for note in notes if "files that a run writes" in note]
+    assert len(told) == (pattern.startswith("**") or out == album / pattern) or (pattern == "*" and out == album)
+    (out / "detections.json").unlink()  # as after a run that was stopped early
+    kept = {name for name in names(find_images(path, out), album) if "boxes" in name or "shapes" in name}
+    assert kept == set()
+
+
+def test_ones_own_pictures_are_inputs_whatever_their_names(album):
+    own = ["mask.png", "deep/overlay.png", "examples/shapes-1.png", "cutouts/a.png", "yolo/images/b.jpg"]
+    for name in own:
+        (album / name).parent.mkdir(exist_ok=True, parents=True)
+        (album / name).touch()
+    assert set(own) <= set(names(find_images(album / "**", album / "out"), album))
+    # in a folder into which q2 writes, all but what it writes itself
+    written_by_a_run(album)
+    (album / "examples" / "mine.jpg").touch()
+    assert {"2.JPG", "10.png", "examples/mine.jpg"} <= set(names(find_images(album / "**", album), album))
+
+
+def test_what_a_run_wrote_can_be_given(album):
+    written_by_a_run(out := album / "out", ["2"])
+    assert find_images(out / "overlay.png", out) == [out / "overlay.png"]
+    assert find_images(out / "examples", out) == [out / "examples" / "shapes-1.png"]
+    assert find_images(out / "cutouts") == [out / "cutouts" / "2_1_cat.png"]
+    with pytest.raises(ImageError, match="no image there but what a run writes, which is taken only one by one"):
+        find_images(out / "2")
+
+
+def test_every_file_that_q2_writes_is_known():
+    written = re.findall(r'"(\w+\.(?:png|mp4))"', "".join(cell["source"] for cell in nbload.code_cells("q2.ipynb")))
+    assert len(written) >= 8 and set(written) <= set(images._OUTPUTS)
 
 
 def test_the_first_that_can_be_read(tmp_path, photo):

@@ -172,7 +172,8 @@ def test_q2_stops_a_video_in_time_and_keeps_what_is_done(tmp_path):
 
 
 def test_q2_asks_for_a_prompt_where_a_file_of_ones_own_is_given(tmp_path):
-    done = execute(tmp_path / "out", models="tiny", VIDEO_PATH=tmp_path / "clip.mp4")
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    done = execute(tmp_path / "out", models="tiny", IMAGE_PATH=tmp_path / "a.png")
     assert done.returncode != 0 and "TEXT_PROMPT is not set: say what to look for" in done.stderr
 
 
