@@ -85,23 +85,25 @@ class Batches:
 
 def read_rows(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Yield (row, image) for rows of a summary in order, images uint8 RGB [H, W, 3]; other threads read some of them
-    before they are asked for. A row whose image cannot be read gets the reason as `skipped`, which is printed too."""
+    before they are asked for. A row whose image cannot be read gets the reason as `skipped`. That is printed, and so is
+    what else `read_image` has to tell."""
 
-    def read(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | ImageError]:
+    def read(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, list[str]]:
+        notes: list[str] = []
         try:
-            return row, read_image(row["image"])
+            return row, read_image(row["image"], notes), notes
         except ImageError as error:
-            return row, error
+            row["skipped"] = str(error)
+            return row, None, [f"skipped: {error}"]
 
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for row in chain(rows, [None] * MOST_CALLS):
             if len(waiting) == MOST_CALLS or (row is None and waiting):
-                done, image = waiting.popleft().result()
-                if isinstance(image, ImageError):
-                    done["skipped"] = str(image)
-                    tqdm.write(f"skipped: {image}")
-                else:
+                done, image, notes = waiting.popleft().result()
+                for note in notes:
+                    tqdm.write(note)
+                if image is not None:
                     yield done, image
             if row is not None:
                 waiting.append(pool.submit(read, row))
