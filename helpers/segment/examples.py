@@ -1,4 +1,4 @@
-"""Pictures and a clip to try q2 on where the user gave none: scenes of drawn shapes."""
+"""Pictures and a clip to try q2 on where the user gave none: photos, and scenes of drawn shapes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from helpers.shapes.clips import Clip, make_clip
 from helpers.shapes.draw import COLOURS
 from helpers.shapes.scenes import SCENE_SHAPES, Scene, make_scene
 
+PHOTOS = Path(__file__).resolve().parents[2] / "assets" / "photos"
+PHOTO_PROMPT = "a cat. a coffee cup. a spoon. a rocket"
 FOLDER_PROMPT = ". ".join(SCENE_SHAPES)
 SIZES = ((480, 640), (640, 480), (360, 640), (512, 512), (800, 1000), (240, 320))  # height, width in pixels
 

@@ -1,4 +1,4 @@
-"""Inputs of a run of q2, the user's images, video and prompt or drawn shapes; and its settings."""
+"""Inputs of a run of q2, the user's images, video and prompt, or examples; and its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from helpers.common import distributed
 from helpers.common.files import atomic_path
-from helpers.segment.examples import FOLDER_PROMPT, draw_example_clip, draw_examples
+from helpers.segment.examples import FOLDER_PROMPT, PHOTO_PROMPT, PHOTOS, draw_example_clip, draw_examples
 from helpers.segment.images import find_images, read_first
 from helpers.segment.prompts import parse_phrases
 from helpers.segment.sequences import Animation, PictureSequence, open_clip
@@ -57,10 +57,10 @@ class Inputs:
 
 
 def find_inputs(
-    images: str | Path | None, video: str | Path | None, prompt: str | Sequence[str] | None, out: Path, seed: int
-) -> Inputs:
-    """Find what the parameters name. Without images the first frame of the video stands for them; without either,
-    scenes and a clip of shapes are drawn into `out`, with prompts of their own. What was passed over is printed."""
+    images: str | Path | None, video: str | Path | None, prompt: str | Sequence[str] | None, out: Path
+) -> Inputs | None:
+    """Find what the parameters name; None where they name neither images nor a video. Without images the first frame of
+    the video stands for them. What was passed over is printed."""
     notes: list[str] = []
     paths = None if images is None else find_images(images, out, notes)
     is_folder = images is not None and (len(paths) > 1 or paths != [Path(images).expanduser()])
@@ -70,20 +70,34 @@ def find_inputs(
     if prompt is None and (images is not None or video is not None):
         raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
     phrases = None if prompt is None else parse_phrases(prompt)
+    main = distributed.is_main()
     if paths:
-        if distributed.is_main():
+        if main:
             print(*notes, sep="\n", end="\n" if notes else "")
         return Inputs(paths, phrases, images, is_folder, phrases, clip, phrases)
+    if clip is None:
+        return None
     # of several processes one writes, and tells the others
+    frame = distributed.broadcast(_save_first_frame(clip, out / "first_frame.png") if main else None)
+    return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
+
+
+def find_examples(kind: str, prompt: str | Sequence[str] | None, out: Path, seed: int) -> Inputs:
+    """Return something to try the models on: the project's photos, or for the "tiny" kind of models scenes of shapes
+    drawn into `out`; and a drawn clip. Prompts of their own are used where none is given."""
     main, folder = distributed.is_main(), out / "examples"
-    if clip is not None:
-        frame = distributed.broadcast(_save_first_frame(clip, out / "first_frame.png") if main else None)
-        return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
-    paths, scene_prompt = distributed.broadcast(draw_examples(folder, seed) if main else None)
+    # of several processes one writes, and tells the others
     clip_path, clip_prompt = distributed.broadcast(draw_example_clip(folder, seed)[:2] if main else None)
-    scene, each, tracked = (phrases or parse_phrases(text) for text in (scene_prompt, FOLDER_PROMPT, clip_prompt))
-    print(f"no IMAGE_PATH: {len(paths)} pictures and a clip of shapes were drawn in {folder}")
-    return Inputs(paths, scene, folder, True, each, VideoReader(clip_path), tracked)
+    if kind == "tiny":
+        paths, first_prompt = distributed.broadcast(draw_examples(folder, seed) if main else None)
+        each_prompt, what = FOLDER_PROMPT, f"{len(paths)} pictures and a clip of shapes were drawn in {folder}"
+    else:
+        paths, folder, first_prompt, each_prompt = sorted(PHOTOS.glob("*.jpg")), PHOTOS, PHOTO_PROMPT, PHOTO_PROMPT
+        what = f"the photos in {PHOTOS}, and a clip of shapes drawn in {clip_path.parent}"
+    given = None if prompt is None else parse_phrases(prompt)
+    first, each, tracked = (given or parse_phrases(text) for text in (first_prompt, each_prompt, clip_prompt))
+    print(f"no IMAGE_PATH: {what}")
+    return Inputs(paths, first, folder, True, each, VideoReader(clip_path), tracked)
 
 
 def _save_first_frame(clip: VideoReader | PictureSequence | Animation, path: Path) -> Path:
