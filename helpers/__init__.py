@@ -5,6 +5,7 @@ common    what both notebooks need
   device         the device, its precision, whether this torch has kernels for it; seeds
   distributed    several processes under torchrun: agreement, shares, sums
   launch         a notebook as a script in a process for each GPU
+  notebooks      a notebook's definitions as a module, for scripts and tests
   files          files that are either whole or not there; what lies in a folder
   hub            files of the Hugging Face hub, from its cache or fetched; its errors as sentences
   figures        how figures look, are kept and shown

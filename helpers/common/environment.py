@@ -99,6 +99,11 @@ def is_interactive() -> bool:
     return watched and importlib.util.find_spec("ipywidgets") is not None
 
 
+def hides_bars() -> bool:
+    """Tell whether progress bars are unwanted, by tqdm's own variable, which its bars in notebooks do not heed."""
+    return os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+
+
 def installed_version(package: str) -> str | None:
     """Return the version of an installed distribution, `None` where it is not installed."""
     return next((found.version for found in importlib.metadata.distributions(name=package)), None)
