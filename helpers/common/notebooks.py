@@ -1,7 +1,7 @@
 """A notebook's definitions as a module, so that the notebook is the only place where they stand.
 
-    q2 = load("q2.ipynb")
-    q2.segment(...)
+q2 = load("q2.ipynb")
+q2.segment(...)
 """
 
 from __future__ import annotations
