@@ -221,6 +221,16 @@ def own_heads(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> set[st
     return missing
 
 
+def count_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Number each phrase's tokens from 0, up to its full stop, before the text encoder of transformers sees them.
+
+    To that stop transformers 5.0 to 5.22 give the position 0, which no weights were trained with.
+    """
+    _, mask, _, position_ids = inputs[:4]  # the mask, bool [B, T, T] or [B, 1, T, T], has True within a phrase
+    # in place: the caller goes on with these numbers
+    position_ids.copy_(mask.reshape(*position_ids.shape, -1).long().tril(-1).sum(-1))
+
+
 def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     """By transformers."""
     from transformers import BertTokenizerFast, GroundingDinoImageProcessor
@@ -230,6 +240,7 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     classes = Port, BertTokenizerFast, GroundingDinoImageProcessor
     model, tokenizer, image_processor = load_pretrained(folder, kind, EXPECTED, *classes)
     model = model.to(compute.device)
+    model.model.text_backbone.register_forward_pre_hook(count_positions)
     _check_vocabulary(tokenizer, model.config.text_config.vocab_size, folder)
 
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
