@@ -221,14 +221,23 @@ def own_heads(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> set[st
     return missing
 
 
-def count_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Number each phrase's tokens from 0, up to its full stop, before the text encoder of transformers sees them.
+def mend_positions(model: nn.Module) -> None:
+    """Let a model of transformers number each phrase's tokens from 0 up to its full stop, as the weights were trained.
 
-    To that stop transformers 5.0 to 5.22 give the position 0, which no weights were trained with.
+    Versions 5.0 to 5.22 give that stop the position 0. Some of them, 5.15 to 5.22 at least, also compute the sines of
+    positions as integers. Where transformers has it right, this changes nothing.
     """
-    _, mask, _, position_ids = inputs[:4]  # the mask, bool [B, T, T] or [B, 1, T, T], has True within a phrase
-    # in place: the caller goes on with these numbers
-    position_ids.copy_(mask.reshape(*position_ids.shape, -1).long().tril(-1).sum(-1))
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _, mask, _, position_ids = inputs[:4]  # the mask, bool [B, T, T] or [B, 1, T, T], has True within a phrase
+        # in place: the caller goes on with these numbers
+        position_ids.copy_(mask.reshape(*position_ids.shape, -1).long().tril(-1).sum(-1))
+
+    def as_floats(_: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return inputs, {**options, "text_position_ids": options["text_position_ids"].float()}
+
+    model.text_backbone.register_forward_pre_hook(count)
+    model.encoder.register_forward_pre_hook(as_floats, with_kwargs=True)
 
 
 def _load_port(folder: Path, compute: Compute) -> GroundingDino:
@@ -240,7 +249,7 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     classes = Port, BertTokenizerFast, GroundingDinoImageProcessor
     model, tokenizer, image_processor = load_pretrained(folder, kind, EXPECTED, *classes)
     model = model.to(compute.device)
-    model.model.text_backbone.register_forward_pre_hook(count_positions)
+    mend_positions(model.model)
     _check_vocabulary(tokenizer, model.config.text_config.vocab_size, folder)
 
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
