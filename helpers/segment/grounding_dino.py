@@ -224,8 +224,8 @@ def own_heads(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> set[st
 def mend_positions(model: nn.Module) -> None:
     """Let a model of transformers number each phrase's tokens from 0 up to its full stop, as the weights were trained.
 
-    Versions 5.0 to 5.22 give that stop the position 0. Some of them, 5.15 to 5.22 at least, also compute the sines of
-    positions as integers. Where transformers has it right, this changes nothing.
+    Versions 5.0 to 5.22 give that stop the position 0; from 5.10 on, if not before, those of them also round the sines
+    of positions to integers. Where transformers has it right, this changes nothing.
     """
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
