@@ -330,6 +330,7 @@ def test_a_broken_folder_that_was_given_is_named_before_what_is_missing(machine,
     mine = folder(tmp_path / "mine", kind or "clipseg")
     (mine / "config.yaml").touch()
     given = {"models": models, parameter: mine}
+    assert "Not found in" not in fails("'./none' does not exist", **(given | {parameter: "./none"}))
     if kind != "bert":
         cut(mine / "model.safetensors")
         fails(f"{parameter}={str(mine)!r}", "mine cannot be loaded: ", "Expected: ", **given)
