@@ -46,7 +46,7 @@ HEADS = re.compile(r"(?:model\.decoder\.)?((?:bbox|class)_embed)\.(\d+)\.(.+)") 
 EXPECTED = (
     "Expected: GroundingDINO in its authors' format (groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth), "
     "or a folder of transformers with the files of IDEA-Research/grounding-dino-tiny, of MM-Grounding-DINO "
-    "(openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det) or LLMDet (iSEE-Laboratory/llmdet_tiny), "
+    "(openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit_v3det) or LLMDet (iSEE-Laboratory/llmdet_tiny), "
     "of which mmdetection's own .pth files are not read"
 )
 
@@ -245,7 +245,7 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     from transformers import BertTokenizerFast, GroundingDinoImageProcessor
 
     kind = model_type(folder)
-    kind = kind if kind in NAMES else "grounding-dino"
+    kind = kind if kind in [*NAMES] else "grounding-dino"
     classes = Port, BertTokenizerFast, GroundingDinoImageProcessor
     model, tokenizer, image_processor = load_pretrained(folder, kind, EXPECTED, *classes)
     model = model.to(compute.device)
