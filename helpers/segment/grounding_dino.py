@@ -1,18 +1,22 @@
-"""GroundingDINO (Liu et al. 2023, https://arxiv.org/abs/2303.05499) from either of its two packages, with one face.
+"""GroundingDINO (Liu et al. 2023, https://arxiv.org/abs/2303.05499) from either of its two packages, with one face, and
+its successors MM-Grounding-DINO (Zhao et al. 2024, arXiv:2401.02361) and LLMDet (Fu et al. 2025, arXiv:2501.18954).
 
     dino = load("groundingdino_swint_ogc.pth", "bert-base-uncased", compute)    # the authors' file, and BERT's folder
     dino = load("grounding-dino-tiny", None, compute)                           # or a folder of transformers' port
+    dino = load("llmdet_tiny", None, compute)                                   # or of LLMDet or MM-Grounding-DINO
     token_scores, boxes = dino.forward(images, "cat . red dog .")               # [B, Q, T], [B, Q, 4] in pixels
 
-The same weights give the same either way, but for boxes within a thousandth of the image's edge or size.
+The same weights give the same by either package, but for boxes within a thousandth of the image's edge or size.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
+import re
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.functional import normalize
 
 from helpers.common.device import Compute
-from helpers.segment.pretrained import fill, load_checkpoint, load_pretrained, title
+from helpers.segment.pretrained import fill, load_checkpoint, load_pretrained, model_type, stored, title
 
 # Channels of the first Swin stage -> the package's module of settings, and the name of the variant.
 VARIANTS = {96: ("GroundingDINO_SwinT_OGC", "Swin-T"), 128: ("GroundingDINO_SwinB_cfg", "Swin-B")}
@@ -36,10 +40,14 @@ AUTHORS_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 LEAST_SIDE = 40  # pixels: 40 x 1333 make 1,192 cells on the network's four levels, of which it picks its 900 queries
 # Both packages cut a caption into phrases by these tokens, transformers by the numbers alone: others go unnoticed.
 SPECIAL_TOKENS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+NAMES = {"grounding-dino": "GroundingDINO", "mm-grounding-dino": "MM-Grounding-DINO"}  # by transformers' model_type
+HEADS = re.compile(r"(?:model\.decoder\.)?((?:bbox|class)_embed)\.(\d+)\.(.+)")  # which, decoder layer, tensor
 
 EXPECTED = (
     "Expected: GroundingDINO in its authors' format (groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth), "
-    "or a folder of transformers' port with the files of IDEA-Research/grounding-dino-tiny"
+    "or a folder of transformers with the files of IDEA-Research/grounding-dino-tiny, of MM-Grounding-DINO "
+    "(openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit_v3det) or LLMDet (iSEE-Laboratory/llmdet_tiny), "
+    "of which mmdetection's own .pth files are not read"
 )
 
 
@@ -98,7 +106,7 @@ def resized_shape(height: int, width: int, size: dict[str, int]) -> tuple[int, i
 
 
 def load(weights: Path | str, bert: Path | str | None, compute: Compute) -> GroundingDino:
-    """GroundingDINO on `compute`. A file is loaded by groundingdino-py, with BERT's vocabulary from the folder `bert`;
+    """The detector on `compute`. A file is loaded by groundingdino-py, with BERT's vocabulary from the folder `bert`;
     a folder by transformers. Raises `OSError` where there is none, `ValueError` where it is broken or another's.
     """
     path = Path(weights).expanduser()
@@ -181,13 +189,77 @@ class TextEncoder(nn.Module):
         return {"last_hidden_state": self.encoder(hidden, attention_mask=mask.to(hidden.dtype))[0]}
 
 
+class Port:
+    """Either model of transformers, each decoder layer of MM-Grounding-DINO with the heads that the file has for it."""
+
+    @staticmethod
+    def from_pretrained(folder: Path, **options) -> tuple[nn.Module, dict]:
+        """As transformers' method of the same name, with `output_loading_info`."""
+        from transformers import AutoModelForZeroShotObjectDetection
+
+        model, report = AutoModelForZeroShotObjectDetection.from_pretrained(folder, **options)
+        if model.config.model_type == "mm-grounding-dino":
+            others = {key for key in report["missing_keys"] if not HEADS.fullmatch(key)}
+            report["missing_keys"] = others | own_heads(model, stored(folder))
+        elif any(re.fullmatch(r"class_embed\.\d+\.bias", key) for key in report["unexpected_keys"]):
+            # weights of LLMDet, converted for a changed class: without the biases its scores are meaningless
+            raise ValueError("its class_embed has biases, as in LLMDet's older files: take iSEE-Laboratory/llmdet_tiny")
+        return model, report
+
+
+def own_heads(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> set[str]:
+    """Fill MM-Grounding-DINO's heads from `tensors` (name, tensor), and return the names of those that are not there.
+
+    All six decoder layers have heads of their own, which transformers 5.0 to 5.20 replace by the first layer's, and
+    later ones do as well, unless config.json has `decoder_bbox_embed_share` and `decoder_cls_embed_share` false. Files
+    hold them by the names of the model or of its decoder, and those of a model with the same heads in all layers once.
+    """
+    found = {match.groups(): value for key, value in tensors if (match := HEADS.fullmatch(key))}
+    missing = set()
+    for name in ("bbox_embed", "class_embed"):
+        heads = nn.ModuleList(map(copy.deepcopy, getattr(model, name)))  # each copied alone: nothing is shared any more
+        once = {layer for kind, layer, _ in found if kind == name} == {"0"}
+        for key, value in heads.state_dict().items():
+            layer, _, part = key.partition(".")
+            tensor = found.get((name, "0" if once else layer, part))
+            if tensor is None:
+                missing.add(f"{name}.{key}")
+            elif tensor.shape == value.shape:  # else it is in transformers' report
+                value.copy_(tensor)
+        setattr(model, name, heads)
+        setattr(model.model.decoder, name, heads)
+    return missing
+
+
+def mend_positions(model: nn.Module) -> None:
+    """Let a model of transformers number each phrase's tokens from 0 up to its full stop, as the weights were trained.
+
+    Versions 5.0 to 5.22 give that stop the position 0; from 5.10 on, if not before, those of them also round the sines
+    of positions to integers. Where transformers has it right, this changes nothing.
+    """
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        _, mask, _, position_ids = inputs[:4]  # the mask, bool [B, T, T] or [B, 1, T, T], has True within a phrase
+        # in place: the caller goes on with these numbers
+        position_ids.copy_(mask.reshape(*position_ids.shape, -1).long().tril(-1).sum(-1))
+
+    def as_floats(_: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return inputs, {**options, "text_position_ids": options["text_position_ids"].float()}
+
+    model.text_backbone.register_forward_pre_hook(count)
+    model.encoder.register_forward_pre_hook(as_floats, with_kwargs=True)
+
+
 def _load_port(folder: Path, compute: Compute) -> GroundingDino:
     """By transformers."""
-    from transformers import AutoModelForZeroShotObjectDetection, BertTokenizerFast, GroundingDinoImageProcessor
+    from transformers import BertTokenizerFast, GroundingDinoImageProcessor
 
-    classes = AutoModelForZeroShotObjectDetection, BertTokenizerFast, GroundingDinoImageProcessor
-    model, tokenizer, image_processor = load_pretrained(folder, "grounding-dino", EXPECTED, *classes)
+    kind = model_type(folder)
+    kind = kind if kind in [*NAMES] else "grounding-dino"
+    classes = Port, BertTokenizerFast, GroundingDinoImageProcessor
+    model, tokenizer, image_processor = load_pretrained(folder, kind, EXPECTED, *classes)
     model = model.to(compute.device)
+    mend_positions(model.model)
     _check_vocabulary(tokenizer, model.config.text_config.vocab_size, folder)
 
     def network(pixels: Tensor, caption: str) -> tuple[Tensor, Tensor]:
@@ -195,5 +267,5 @@ def _load_port(folder: Path, compute: Compute) -> GroundingDino:
         output = model(pixel_values=pixels, **tokens)
         return output.logits, output.pred_boxes
 
-    name = f"GroundingDINO ({title(folder)}, transformers)"
+    name = f"{NAMES[kind]} ({title(folder)}, transformers)"
     return GroundingDino(name, network, tokenizer, model.config.max_text_len, dict(image_processor.size), compute)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,44 @@ def load_pretrained(folder: Path, kind: str, expected: str, model_class: Any, *o
 def _misfits(model: nn.Module, report: dict, folder: Path) -> set[str]:
     """Names of the tensors that were not loaded as they are in the folder's files: transformers only warns of some, and
     some of its versions load one in the place of several that they take for shared, so numbers are compared, too."""
-    state, modules, file_path = model.state_dict(), dict(model.named_modules()), folder / "model.safetensors"
+    state, modules = model.state_dict(), dict(model.named_modules(remove_duplicate=False))
     # transformers 4 lists names, 5 tuples of name and shapes
     names = {*report["missing_keys"]} | {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     # a module that the model has would work without them: another variant; whole modules of training are left in files
     names |= {key for key in report["unexpected_keys"] if key.rpartition(".")[0] in modules}
-    if file_path.is_file():
-        with safe_open(file_path, "pt") as file:
-            shared = state.keys() & set(file.keys())
-            names |= {key for key in shared if not torch.equal(state[key], file.get_tensor(key).to(state[key].dtype))}
+    names |= {
+        key for key, value in stored(folder) if key in state and not torch.equal(state[key], value.to(state[key]))
+    }
     # buffers that the code fills: which of them are in the files depends on the version
     return {key for key in names if not key.endswith(("relative_position_index", "position_ids"))}
 
 
-def load_checkpoint(path: Path, expected: str) -> dict[str, Tensor]:
-    """Tensors of a file `{"model": tensors}`, as both models' authors save them; {} of others."""
-    content = load_plain(path, f". {expected}.")
+def tensor_files(folder: Path) -> list[Path]:
+    """The files of a folder that transformers takes a model's tensors from: one, or the parts that an index names."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path := folder / name).is_file():
+            return [path]
+        if (index := folder / f"{name}.index.json").is_file():
+            return sorted(
+                {folder / part for part in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
+    return []
+
+
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of all that is in a folder's `tensor_files`, whatever its precision there."""
+    for path in tensor_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                yield from ((key, file.get_tensor(key)) for key in sorted(file.keys()))
+        else:
+            yield from load_plain(path, "").items()
+
+
+def load_checkpoint(path: Path, expected: str, mmap: bool = False) -> dict[str, Tensor]:
+    """Tensors of a file `{"model": tensors}`, as both models' authors save them; {} of others. With `mmap` they are
+    read when they are used."""
+    content = load_plain(path, f". {expected}.", mmap)
     state = content.get("model") if isinstance(content, dict) else None
     return state if isinstance(state, dict) else {}
 

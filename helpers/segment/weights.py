@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import safe_open
+
 from helpers.common.environment import KAGGLE_INPUT, where
-from helpers.common.files import peek, some
+from helpers.common.files import peek, reason, some
 from helpers.common.hub import HubError, cached, fetch
-from helpers.segment.pretrained import model_type
+from helpers.segment.pretrained import load_checkpoint, model_type, tensor_files
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 DEPTH = 7  # as Kaggle has it: models/<owner>/<model>/<framework>/<variation>/<version>/<a folder of its own>
@@ -25,7 +28,18 @@ MOST_FOLDERS = 100  # looked into at one depth, those of few siblings first: a d
 # base+ 73.7, 34.8; large 74.6, 24.2. On a T4, and beside GroundingDINO, small is the best bargain: it is the default.
 SAM2 = {size: f"facebook/sam2.1-hiera-{size.replace('+', '-plus')}" for size in ("small", "tiny", "base+", "large")}
 SAM2_IDS = (*SAM2.values(), *(hub_id.replace("2.1", "2") for hub_id in SAM2.values()))
+# The same architecture with other weights: they find more (README.md has the figures), at other thresholds.
+MM_DINO_IDS = (
+    *(f"iSEE-Laboratory/llmdet_{size}" for size in ("tiny", "base", "large")),
+    *(
+        f"openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg{data}"
+        for data in ("_grit_v3det", "_v3det", "_grit", "")
+    ),
+    *(f"openmmlab-community/mm_grounding_dino_base_{data}" for data in ("all", "o365v1_goldg_v3det")),
+    *(f"openmmlab-community/mm_grounding_dino_large_{data}" for data in ("all", "o365v2_oiv6_goldg")),
+)
 DINO_IDS = ("ShilongLiu/GroundingDINO", "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base")
+DINO_IDS += MM_DINO_IDS
 BERT_IDS = ("google-bert/bert-base-uncased", "bert-base-uncased")
 # The checkpoint that is wanted of its authors' repository; of every other one a folder is.
 CHECKPOINTS = {hub_id: hub_id.split("/")[1].replace("-", "_") + ".pt" for hub_id in SAM2_IDS}
@@ -51,22 +65,36 @@ class Part:
     parameter: str
     hub_ids: tuple[str, ...]  # the first is fetched, all are looked for in the cache
     file: str = ""  # pattern of the names of its checkpoints
-    model_type: str = ""  # in the config.json of its folders
+    tensor: str = ""  # that all of those hold
+    model_types: tuple[str, ...] = ()  # in the config.json of its folders, the usual one first
     main: str = "model.safetensors"  # the largest file of those folders
+    hint: str = ""  # more on what it may be
 
     @property
     def expected(self) -> str:
         """Text that says what the parameter may be."""
-        config = f"config.json (model_type {self.model_type})" if self.model_type else "config.yaml"
+        types = " or ".join(self.model_types)
+        config = f"config.json (model_type {types})" if types else "config.yaml"
         kinds = f"a folder with {config} and {self.main}, or a hub id like {self.hub_ids[0]}"
-        return f"a file like {CHECKPOINTS[self.hub_ids[0]]}, {kinds}" if self.file else kinds
+        return (f"a file like {CHECKPOINTS[self.hub_ids[0]]}, {kinds}" if self.file else kinds) + self.hint
 
 
 PARTS = {
-    "groundingdino": Part("GroundingDINO", "dino_weights", DINO_IDS, r"groundingdino_swin\w+\.pth", "grounding-dino"),
-    "sam2": Part("SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt"),
-    "clipseg": Part("CLIPSeg", "clipseg_weights", ("CIDAS/clipseg-rd64-refined",), model_type="clipseg"),
-    "bert": Part("BERT's vocabulary", "bert_path", BERT_IDS, model_type="bert", main="vocab.txt"),
+    "groundingdino": Part(
+        "GroundingDINO",
+        "dino_weights",
+        DINO_IDS,
+        r"groundingdino_swin\w+\.pth",
+        "backbone.0.patch_embed.proj.weight",
+        ("grounding-dino", "mm-grounding-dino"),
+        hint=f" (MM-Grounding-DINO and LLMDet converted for transformers, as {MM_DINO_IDS[0]} or {MM_DINO_IDS[3]}; "
+        "mmdetection's own .pth files are not read)",
+    ),
+    "sam2": Part(
+        "SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt", "image_encoder.trunk.patch_embed.proj.weight"
+    ),
+    "clipseg": Part("CLIPSeg", "clipseg_weights", ("CIDAS/clipseg-rd64-refined",), model_types=("clipseg",)),
+    "bert": Part("BERT's vocabulary", "bert_path", BERT_IDS, model_types=("bert",), main="vocab.txt"),
 }
 
 
@@ -95,7 +123,8 @@ def find_models(
 
     `"full"`: what was given, attached Kaggle inputs and ./weights, the Hugging Face hub's cache, a download. `"auto"`:
     the same, but all are the embedded tiny ones where any is missing and none was given. `"tiny"`: those. What is given
-    (a file, a folder that holds it, a hub id, a size of SAM 2) is used, or it is a `WeightsError`."""
+    (a file, a folder that holds it, a hub id, a size of SAM 2) is used, or it is a `WeightsError`, and that before
+    what is missing. Of several detectors in ./weights and inputs GroundingDINO comes before those of another type."""
     if models not in ("auto", "full", "tiny"):
         raise ValueError(f"models={models!r}: expected 'auto', 'full' or 'tiny'")
     values = dict(zip(PARTS, (dino_weights, sam2_weights, clipseg_weights, bert_path), strict=True))
@@ -137,7 +166,38 @@ def find_models(
 
 
 def _given(part: str, value: str, download: bool) -> Hit:
-    """Return the model that the user named; never another one in its place."""
+    """Return the model that the user named; never another one in its place. One that is broken or another's is refused
+    as far as can be told without reading its numbers, before time goes into the others."""
+    spec = PARTS[part]
+    hit = _named(part, value, download)
+    if flaw := _flaw(spec, hit[0]):
+        raise WeightsError(f"{spec.parameter}={value!r}: {flaw}. Expected: {spec.expected}.")
+    return hit
+
+
+def _flaw(spec: Part, path: Path) -> str:
+    """Say what is wrong with a file or folder; "" where its names and headers are as they must be."""
+    try:
+        if path.is_file():
+            names = {key.removeprefix("module.") for key in load_checkpoint(path, "", mmap=True)}
+            return "" if spec.tensor in names else f"{path} is another model's checkpoint"
+        if spec.main == "vocab.txt":
+            files = [name for name in (spec.main, "tokenizer.json") if (path / name).is_file()]
+        else:
+            files = tensor_files(path)
+            for file in files:
+                if file.suffix == ".safetensors":
+                    with safe_open(file, "pt"):  # compares the file's size with its header
+                        pass
+        return "" if files else f"{path} holds no {spec.main}"
+    except (OSError, ValueError) as error:
+        return reason(error)
+    except Exception as error:  # safetensors has a type of its own
+        return f"{path} cannot be loaded: {reason(error)}"
+
+
+def _named(part: str, value: str, download: bool) -> Hit:
+    """Return the file or folder that the user named."""
     spec, path = PARTS[part], Path(value).expanduser()
     if path.is_dir():
         if part == "sam2" and all((path / name).is_file() for name in ("config.yaml", "model.safetensors")):
@@ -165,7 +225,8 @@ def _given(part: str, value: str, download: bool) -> Hit:
 def _find(spec: Part, places: Callable[[], list[tuple[Path, dict[str, Path], str]]], download: bool) -> Hit:
     """Return what is on this machine, the user's own before the hub's cache and the usual size first, else fetch it."""
     hits = [(path, origin) for folder, files, origin in places() for path in _matches(spec, folder, files)]
-    hits.sort(key=lambda hit: hit[0].name != CHECKPOINTS.get(spec.hub_ids[0]))
+    usual = CHECKPOINTS.get(spec.hub_ids[0])
+    hits.sort(key=lambda hit: (model_type(hit[0]) in spec.model_types[1:], hit[0].name != usual))
     hits += [(path, "hub's cache") for hub_id in spec.hub_ids if (path := _in_cache(spec, hub_id))]
     return hits[0] if hits else _from_hub(spec, spec.hub_ids[0], download)
 
@@ -189,7 +250,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
 
 def _matches(spec: Part, folder: Path, files: dict[str, Path]) -> list[Path]:
     """Return what in a folder is the model by its name, or the folder itself by its config.json."""
-    is_one = spec.model_type and "config.json" in files and model_type(folder) == spec.model_type
+    is_one = spec.model_types and "config.json" in files and model_type(folder) in spec.model_types
     return [files[name] for name in sorted(files) if re.fullmatch(spec.file, name)] + ([folder] if is_one else [])
 
 
@@ -209,10 +270,17 @@ def _in_cache(spec: Part, hub_id: str) -> Path | None:
     if hub_id in CHECKPOINTS:
         return cached(hub_id, CHECKPOINTS[hub_id])
     main = cached(hub_id, spec.main)
-    return main.parent if main and model_type(main.parent) == spec.model_type else None
+    return main.parent if main and model_type(main.parent) in spec.model_types else None
 
 
 def _embedded(*notes: str) -> Found:
     folders = {part: TINY / part for part in ("groundingdino", "sam2", "clipseg")}
     sources = {part: f"{folder.relative_to(TINY.parents[1])} (embedded)" for part, folder in folders.items()}
     return Found(*folders.values(), None, "tiny", sources, (*notes, BANNER))
+
+
+if __name__ == "__main__":  # fetches the real models, or says in a sentence why it cannot
+    try:
+        find_models("full")
+    except WeightsError as error:
+        sys.exit(str(error))

@@ -1,5 +1,7 @@
 """segment/grounding_dino.py: both packages with the same weights against each other; bad files."""
 
+import copy
+import itertools
 import json
 import re
 import subprocess
@@ -10,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_prompts import write_vocabulary
 
 from helpers.common.device import Compute
-from helpers.segment.grounding_dino import PATCH_EMBED, build_original, load, resized_shape
+from helpers.segment import grounding_dino
+from helpers.segment.grounding_dino import HEADS, PATCH_EMBED, build_original, load, mend_positions, resized_shape
 from offline import blocked_network
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
@@ -349,27 +353,14 @@ def test_the_package_is_left_as_it_was(pair):
 # --- the port, any size -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny_files(tmp_path_factory):
-    """A folder of transformers: 10 queries, 3 levels, captions of 40 tokens, images of 64 to 128 pixels."""
-    from transformers import (
-        BertConfig,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
-        GroundingDinoImageProcessor,
-        SwinConfig,
-    )
+def tiny_config(kind, swin=None, num_feature_levels=3, **more):
+    """Settings of the class `kind`: 10 queries, captions of 40 tokens, two decoder layers."""
+    from transformers import BertConfig, SwinConfig
 
-    folder = tmp_path_factory.mktemp("tiny")
-    config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=64,
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=4,
-            out_indices=[2, 3, 4],
-        ),
+    backbone = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    backbone |= {"window_size": 4, "out_indices": [2, 3, 4], **(swin or {})}
+    return kind(
+        backbone_config=SwinConfig(**backbone),
         text_config=BertConfig(
             vocab_size=1040, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
         ),
@@ -381,23 +372,49 @@ def tiny_files(tmp_path_factory):
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         num_queries=10,
-        num_feature_levels=3,
+        num_feature_levels=num_feature_levels,
         max_text_len=40,
+        **more,
     )
-    randomised(GroundingDinoForObjectDetection(config)).save_pretrained(folder)
+
+
+def write_processors(folder):
+    """For images of 64 to 128 pixels."""
+    from transformers import GroundingDinoImageProcessor
+
     GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
     write_vocabulary(folder, 1040)
+
+
+def copied(files, folder):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory):
+    """A folder of transformers."""
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+    folder = tmp_path_factory.mktemp("tiny")
+    randomised(GroundingDinoForObjectDetection(tiny_config(GroundingDinoConfig))).save_pretrained(folder)
+    write_processors(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
 def tiny(tiny_files, tmp_path):
     """A fresh copy of the folder, to be damaged at will."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for name, content in tiny_files.items():
-        (folder / name).write_bytes(content)
-    return folder
+    return copied(tiny_files, tmp_path / "tiny")
+
+
+def right(model):
+    """A model of transformers by which others can be judged: in 5.0 to 5.22 it has a caption's positions wrong."""
+    if (5, 0) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        mend_positions(model.model)
+    return model.eval()
 
 
 def test_boxes_and_scores_are_those_of_transformers_processor(tiny):
@@ -409,7 +426,7 @@ def test_boxes_and_scores_are_those_of_transformers_processor(tiny):
 
     tokenizer = BertTokenizerFast.from_pretrained(tiny, local_files_only=True)
     processor = Processor(GroundingDinoImageProcessor.from_pretrained(tiny, local_files_only=True), tokenizer)
-    model = GroundingDinoForObjectDetection.from_pretrained(tiny, local_files_only=True).eval()
+    model = right(GroundingDinoForObjectDetection.from_pretrained(tiny, local_files_only=True))
     inputs = processor(images=Image.fromarray(image), text=CAPTION, return_tensors="pt")
     assert inputs["pixel_values"].shape[2:] == image.shape[:2]  # no resizing, which the processor does in its own way
     with torch.no_grad():
@@ -433,6 +450,221 @@ def test_half_precision_files_are_computed_in_float32(tiny):
     save_file({k: v.half().float() for k, v in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
     expected, _ = forward(load(tiny, None, CPU), image, CAPTION)
     assert torch.equal(scores, expected)
+
+
+def test_positions_in_a_caption_are_the_right_ones_under_every_transformers(tiny, monkeypatch):
+    """5.0 to 5.22 number the full stop 0, and some of them round the sines to integers: both faults are made here."""
+    from transformers.models.grounding_dino import modeling_grounding_dino as modeling
+
+    image = random_image(64, 96)
+    expected, _ = forward(load(tiny, None, CPU), image, CAPTION)
+    real_masks = modeling.generate_masks_with_special_tokens_and_transfer_map
+    real_sines = modeling.GroundingDinoEncoderLayer.get_text_position_embeddings
+
+    def masks(input_ids, **others):
+        mask, positions = real_masks(input_ids, **others)
+        return mask, positions.masked_fill(input_ids == 1012, 0)
+
+    def sines(self, features, embedding, positions):
+        return real_sines(self, features, embedding, positions).to(positions.dtype)
+
+    monkeypatch.setattr(modeling, "generate_masks_with_special_tokens_and_transfer_map", masks)
+    monkeypatch.setattr(modeling.GroundingDinoEncoderLayer, "get_text_position_embeddings", sines)
+    scores, _ = forward(load(tiny, None, CPU), image, CAPTION)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    monkeypatch.setattr(grounding_dino, "mend_positions", lambda model: None)
+    assert (forward(load(tiny, None, CPU), image, CAPTION)[0] - expected).abs().max() > 1e-3
+
+
+# --- MM-Grounding-DINO and LLMDet -------------------------------------------------------------------------------------
+
+OWN = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}  # as the hub's config.json has it
+
+
+def write_mm(folder, **settings):
+    """A folder of MM-Grounding-DINO whose decoder layers have different heads, and the model that it was made of."""
+    from transformers import MMGroundingDinoConfig, MMGroundingDinoForObjectDetection
+
+    folder.mkdir(exist_ok=True)
+    model = MMGroundingDinoForObjectDetection(tiny_config(MMGroundingDinoConfig, **{**OWN, **settings}))
+    for name in ("bbox_embed", "class_embed"):  # which some versions share, whatever the settings say
+        heads = torch.nn.ModuleList(copy.deepcopy(head) for head in getattr(model, name))
+        setattr(model, name, heads)
+        setattr(model.model.decoder, name, heads)
+    randomised(model, step=0.05)
+    assert model.class_embed[0].bias != model.class_embed[1].bias
+    model.config.save_pretrained(folder)
+    write_processors(folder)
+    write_tensors(folder, model)
+    return right(model)
+
+
+def write_tensors(folder, model, first=1):
+    """As transformers 4 saves it: heads once, from decoder layer `first` on by the decoder's names."""
+    state = {}
+    for key, value in model.state_dict().items():
+        head = HEADS.fullmatch(key)
+        if not head or key.startswith("model.decoder.") == (int(head[2]) >= first):
+            state[key] = value.contiguous()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def mm_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mm")
+    model = write_mm(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}, model
+
+
+@pytest.fixture
+def mm(mm_files, tmp_path):
+    """A fresh copy of the folder, and the model."""
+    return copied(mm_files[0], tmp_path / "mm"), mm_files[1]
+
+
+def check_mm(folder, model, tolerance=1e-5):
+    """The class's own output for the model in memory is that of what was loaded from the folder."""
+    detector = load(folder, None, CPU)
+    image = random_image(64, 96)
+    scores, boxes = forward(detector, image, CAPTION)
+    inputs = {"pixel_values": detector.preprocess([image]), **detector.tokenizer(CAPTION, return_tensors="pt")}
+    with torch.no_grad():
+        output = model(**inputs)
+    expected = output.logits[0][:, : scores.shape[1]].sigmoid()
+    torch.testing.assert_close(scores, expected, atol=tolerance, rtol=0)
+    x0, y0, x1, y1 = boxes.T
+    width, height = output.pred_boxes[0, :, 2], output.pred_boxes[0, :, 3]
+    inside = (x0 > 0) & (y0 > 0) & (x1 < 96) & (y1 < 64)  # the others are cut off
+    assert inside.sum() > 2
+    torch.testing.assert_close((x1 - x0)[inside] / 96, width[inside], atol=tolerance, rtol=0)
+    torch.testing.assert_close((y1 - y0)[inside] / 64, height[inside], atol=tolerance, rtol=0)
+    assert scores.std() > 0.01
+    return detector
+
+
+def test_mm_grounding_dino_is_loaded(mm):
+    folder, model = mm
+    detector = check_mm(folder, model)
+    assert detector.name == "MM-Grounding-DINO (mm, transformers)" and detector.max_tokens == 40
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"swin": {"depths": [2, 2, 6, 2], "window_size": 7}, "num_feature_levels": 4},  # T
+        {"swin": {"depths": [2, 2, 18, 2], "window_size": 12}, "num_feature_levels": 4},  # B
+        {"swin": {"depths": [2, 2, 18, 2], "window_size": 12, "out_indices": [1, 2, 3, 4]}, "num_feature_levels": 5},
+    ],
+    ids=["T", "B", "L"],
+)
+def test_mm_grounding_dino_of_each_size(tmp_path, settings):
+    """Depths, windows and levels are those of the published ones, widths are not."""
+    check_mm(tmp_path / "mm", write_mm(tmp_path / "mm", **settings))
+
+
+@pytest.mark.parametrize("first", [1, 9], ids=["as transformers 4 saves them", "as transformers 5 does"])
+@pytest.mark.parametrize("flags", [True, False, None])
+def test_heads_of_each_layer_are_its_own_whatever_the_configuration_says(mm, first, flags):
+    """Without both flags false transformers 5.21 and later share them; 5.0 to 5.20 do so even then."""
+    folder, model = mm
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in OWN}
+    (folder / "config.json").write_text(json.dumps(config | (dict.fromkeys(OWN, flags) if flags is not None else {})))
+    write_tensors(folder, model, first)
+    check_mm(folder, model)
+
+
+def tie_heads(monkeypatch):
+    """transformers loads the first decoder layer's heads in place of the others'."""
+    from transformers import AutoModelForZeroShotObjectDetection
+
+    real = AutoModelForZeroShotObjectDetection.from_pretrained
+
+    def tied(*args, **options):
+        model, report = real(*args, **options)
+        for module in (model, model.model.decoder):
+            module.bbox_embed[1], module.class_embed[1] = model.bbox_embed[0], model.class_embed[0]
+        return model, report
+
+    monkeypatch.setattr(AutoModelForZeroShotObjectDetection, "from_pretrained", tied)
+
+
+def test_heads_that_transformers_ties_are_mended(mm, monkeypatch):
+    folder, model = mm
+    tie_heads(monkeypatch)
+    check_mm(folder, model)
+
+
+def in_parts(folder, state):
+    names = dict(zip(sorted(state), itertools.cycle(["model-1.safetensors", "model-2.safetensors"])))
+    for part in set(names.values()):
+        save_file({key: state[key] for key in names if names[key] == part}, folder / part, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def pickled(folder, state):
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("save", [None, in_parts, pickled])
+def test_heads_that_stay_tied_are_refused(mm, monkeypatch, save):
+    folder, model = mm
+    if save:
+        save(folder, load_file(folder / "model.safetensors"))
+        (folder / "model.safetensors").unlink()
+    check_mm(folder, model)
+    tie_heads(monkeypatch)
+    monkeypatch.setattr(grounding_dino, "own_heads", lambda model, tensors: set())
+    with pytest.raises(
+        ValueError, match=r"tensors of the model are not as in its files: (model\.decoder\.)?bbox_embed\.1\."
+    ):
+        load(folder, None, CPU)
+
+
+def test_heads_that_a_file_lacks_are_named(mm):
+    folder, _ = mm
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.decoder.bbox_embed.1.layers.2.bias"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors .* not as in its files: bbox_embed\.1\.layers\.2\.bias"):
+        load(folder, None, CPU)
+
+
+def test_heads_that_a_file_holds_once_are_those_of_all_layers(mm):
+    """So do versions that tie them save what was trained with them tied."""
+    folder, model = mm
+    tensors = {key: value for key, value in load_file(folder / "model.safetensors").items() if "embed.1." not in key}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = copy.deepcopy(model)
+    model.bbox_embed[1], model.class_embed[1] = model.bbox_embed[0], model.class_embed[0]
+    check_mm(folder, model)
+
+
+def test_half_precision_files_of_mm_grounding_dino(mm):
+    folder, model = mm
+    tensors = load_file(folder / "model.safetensors")
+    save_file({key: value.half() for key, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    check_mm(folder, model, tolerance=5e-3)
+    rounded = copy.deepcopy(model)
+    rounded.load_state_dict({key: value.half().float() for key, value in model.state_dict().items()})
+    check_mm(folder, rounded)
+
+
+def test_older_files_of_llmdet_are_refused(tiny):
+    with_tensor("class_embed.0.bias", torch.zeros(1))(tiny)
+    with pytest.raises(ValueError, match=r"class_embed has biases.*take iSEE-Laboratory/llmdet_tiny"):
+        load(tiny, None, CPU)
+
+
+@pytest.mark.parametrize("meta", [{"epoch": 12}, types.SimpleNamespace(epoch=12)])
+def test_mmdetections_own_files_are_refused(tmp_path, meta):
+    state = {"backbone.patch_embed.projection.weight": torch.zeros(96, 3, 4, 4)}
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "swin-t.pth")
+    with pytest.raises(
+        ValueError, match=r"swin-t\.pth.*iSEE-Laboratory/llmdet_tiny.*mmdetection's own \.pth"
+    ) as caught:
+        load(tmp_path / "swin-t.pth", None, CPU)
+    assert "openmmlab-community/mm_grounding_dino_tiny" in str(caught.value)
 
 
 class Evil:
@@ -504,7 +736,7 @@ def numbered_otherwise(tiny):
         (with_tensor("model.level_embed", None), "1 tensors .* not as in its files: model.level_embed"),
         (with_tensor("model.level_embed", torch.zeros(4, 32)), "1 tensors .* not as in its files: model.level_embed"),
         # a variant's: transformers leaves it out with a warning
-        (with_tensor("class_embed.0.bias", torch.zeros(1)), "1 tensors .* not as in its files: class_embed.0.bias"),
+        (with_tensor("bbox_embed.0.layers.0.scale", torch.zeros(1)), "1 tensors .* files: bbox_embed.0.layers.0.scale"),
         (too_many_words, "vocabulary of 1050 tokens is not .* bert-base-uncased's of 1040"),
         (numbered_otherwise, "vocabulary of 1040 tokens is not .* bert-base-uncased's"),
     ],

@@ -20,6 +20,7 @@ from offline import blocked_network, hang_on_look_up, hub_server, snapshot, use_
 
 FOLDERS = {  # what lies beside config.json
     "grounding-dino": ["model.safetensors", "vocab.txt"],
+    "mm-grounding-dino": ["model.safetensors", "vocab.txt"],
     "clipseg": ["model.safetensors", "vocab.json"],
     "bert": ["vocab.txt"],
 }
@@ -36,7 +37,7 @@ FILES = {
 
 def checkpoint(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": {"x": torch.ones(3)}}, path)
+    torch.save({"model": {spec.tensor: torch.ones(3) for spec in weights.PARTS.values() if spec.tensor}}, path)
     return path
 
 
@@ -237,8 +238,8 @@ def test_given_paths_are_used_without_a_search_or_a_network(machine, tmp_path, m
     mine = fill(tmp_path / "mine")
     own = tmp_path / "own"
     own.mkdir()
-    for name in ("config.yaml", "model.safetensors"):
-        (own / name).touch()
+    (own / "config.yaml").touch()
+    save_file({"x": torch.ones(3)}, own / "model.safetensors")
     monkeypatch.setattr(weights, "_roots", lambda: pytest.fail("searched"))
     names = dict(zip(mine, ("dino_weights", "sam2_weights", "clipseg_weights", "bert_path"), strict=True))
     for models in ("auto", "full"):
@@ -253,8 +254,7 @@ def test_given_paths_are_used_without_a_search_or_a_network(machine, tmp_path, m
 
 def test_a_file_of_any_name_may_be_given(machine, tmp_path):
     expected = fill(machine.weights)
-    odd = tmp_path / "my model.bin"
-    odd.write_bytes(b"not a zip: only loading can tell")
+    odd = checkpoint(tmp_path / "my model.bin")
     expected |= {"dino": odd, "sam2": odd}
     is_found(find_models(dino_weights=odd, sam2_weights=odd), expected)
     is_found(find_models(dino_weights=odd, sam2_weights=odd, bert_path=expected["bert"]), expected)
@@ -290,6 +290,76 @@ def test_what_a_given_folder_lacks_is_named(machine, tmp_path):
 def test_the_wrong_one_that_was_given_is_named_before_what_is_missing(machine):
     fails("clipseg_weights='./none' does not exist", clipseg_weights="./none", download=False)
     fails("bert_path='./none' does not exist", clipseg_weights=fill(machine.weights)["clipseg"], bert_path="./none")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pointer(path):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 693997677\n")
+
+
+def others(path):
+    torch.save({"state_dict": {"backbone.patch_embed.projection.weight": torch.ones(3)}}, path)
+
+
+@pytest.mark.parametrize("models", ["auto", "full"])
+@pytest.mark.parametrize("damage", [cut, pointer, others])
+@pytest.mark.parametrize("parameter", ["dino_weights", "sam2_weights"])
+def test_a_broken_file_that_was_given_is_named_before_what_is_missing(machine, tmp_path, models, damage, parameter):
+    damage(path := checkpoint(tmp_path / "mine.pth"))
+    problem = "is another model's checkpoint" if damage is others else "is truncated or not a checkpoint"
+    message = fails(f"{parameter}={str(path)!r}", problem, "Expected: a file like", models=models, **{parameter: path})
+    assert "Not found in" not in message and machine.asked == []
+    if parameter == "dino_weights":  # where mmdetection's own files lead
+        assert "iSEE-Laboratory/llmdet_tiny" in message and "mmdetection's own .pth files are not read" in message
+
+
+@pytest.mark.parametrize("models", ["auto", "full"])
+@pytest.mark.parametrize(
+    ("parameter", "kind"),
+    [
+        ("dino_weights", "mm-grounding-dino"),
+        ("clipseg_weights", "clipseg"),
+        ("bert_path", "bert"),
+        ("sam2_weights", ""),
+    ],
+)
+def test_a_broken_folder_that_was_given_is_named_before_what_is_missing(machine, tmp_path, models, parameter, kind):
+    mine = folder(tmp_path / "mine", kind or "clipseg")
+    (mine / "config.yaml").touch()
+    given = {"models": models, parameter: mine}
+    assert "Not found in" not in fails("'./none' does not exist", **(given | {parameter: "./none"}))
+    if kind != "bert":
+        cut(mine / "model.safetensors")
+        fails(f"{parameter}={str(mine)!r}", "mine cannot be loaded: ", "Expected: ", **given)
+        (mine / "model.safetensors").unlink()
+        problem = "holds no model.safetensors" if kind else "holds no SAM 2"
+    else:
+        (mine / "vocab.txt").unlink()
+        problem = "holds no vocab.txt"
+    assert "Not found in" not in fails(parameter, problem, "Expected: ", **given)
+    (mine / "config.json").write_text('{"model_type": "owlv2"}')
+    assert "Not found in" not in fails(parameter, "holds no ", "Expected: ", **given)
+    assert machine.asked == []
+
+
+def test_mm_grounding_dino_and_llmdet_are_found_where_grounding_dino_is(machine):
+    expected = fill(machine.weights) | {"bert": None}
+    (machine.weights / "groundingdino_swint_ogc.pth").unlink()
+    cached = folder(in_hub(machine, "iSEE-Laboratory/llmdet_base"), "mm-grounding-dino")
+    is_found(find_models(), expected | {"dino": cached})
+    mine = folder(machine.weights / "a" / "llmdet", "mm-grounding-dino")
+    is_found(find_models(), expected | {"dino": mine})
+    for value in (mine, mine.parent, "iSEE-Laboratory/llmdet_base"):
+        is_found(find_models(dino_weights=value), expected | {"dino": mine if isinstance(value, Path) else cached})
+    attached = folder(machine.inputs / "x" / "llmdet", "mm-grounding-dino")
+    is_found(find_models(), expected | {"dino": attached})
+    port = folder(machine.weights / "z" / "port", "grounding-dino")  # the usual one first
+    is_found(find_models(), expected | {"dino": port})
+    is_found(find_models(dino_weights="weights/a"), expected | {"dino": mine})
+    assert machine.asked == []
 
 
 def test_ids_of_the_hub_come_from_its_cache(machine):
@@ -421,6 +491,15 @@ def test_ids_of_the_hub_are_fetched(online):
     assert found.sources["sam2"].endswith("(given, downloaded)")
     for wrong in ("me/unknown", HUB_IDS["clipseg"]):
         fails(f"dino_weights={wrong!r}", "not fetched", wrong, "Expected: ", dino_weights=wrong)
+
+
+def test_llmdet_is_fetched_by_its_id(online, tmp_path):
+    expected = fill(online.weights)
+    files = folder(tmp_path / "llmdet", "mm-grounding-dino")
+    online.repositories["iSEE-Laboratory/llmdet_tiny"] = {path.name: path.read_bytes() for path in files.iterdir()}
+    found = find_models(dino_weights="iSEE-Laboratory/llmdet_tiny")
+    is_found(found, expected | {"dino": in_hub(online, "iSEE-Laboratory/llmdet_tiny"), "bert": None})
+    assert found.sources["groundingdino"].endswith("(given, downloaded)")
 
 
 def test_nothing_is_fetched_where_it_is_forbidden(online, monkeypatch):
