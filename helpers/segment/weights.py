@@ -71,6 +71,15 @@ class Part:
     hint: str = ""  # more on what it may be
 
     @property
+    def address(self) -> str:
+        """Where a person downloads it."""
+        hub_id = self.hub_ids[0]
+        page = f"https://huggingface.co/{hub_id}"
+        if hub_id in CHECKPOINTS:
+            return f"{page}/resolve/main/{CHECKPOINTS[hub_id]}"
+        return f"{self.main}, *.json and *.txt of {page}/tree/main, in a folder"
+
+    @property
     def expected(self) -> str:
         """Text that says what the parameter may be."""
         types = " or ".join(self.model_types)
@@ -159,9 +168,10 @@ def find_models(
     note = f"Not found in {', '.join(map(str, _roots()))} and the hub's cache: {titles}. Not fetched: {problem}"
     if models == "auto" and not given:
         return _embedded(note)
+    wanted_files = "\n".join(f"  {spec.title} ({spec.parameter}): {spec.address}" for spec in missing)
     raise WeightsError(
-        f"{note} Let them be fetched, attach them as an input, put them into ./weights, or give their paths "
-        f"({'; '.join(f'{spec.parameter}: {spec.expected}' for spec in missing)}). models='tiny' alone needs none."
+        f"{note}\nTurn the internet on, or put these into ./weights or an attached input, or give their paths:\n"
+        f"{wanted_files}\nmodels='tiny' needs none of them, but knows drawn shapes alone."
     )
 
 
