@@ -16,12 +16,14 @@ def open_media(path: Path, mode: str = "r", format: str | None = None, **more):
 
 
 def is_cut(path: Path) -> bool:
-    """True if an MP4 or QuickTime file ends within the box of its pictures (ISO/IEC 14496-12, section 4.2)."""
+    """True if a file is shorter than the AVI or the last box of pictures (ISO/IEC 14496-12, section 4.2) it begins."""
     place, end, kind = 0, path.stat().st_size, b""
     with path.open("rb") as file:
         while place + 8 <= end:
             file.seek(place)
             head = file.read(16)
+            if head.startswith(b"RIFF"):
+                return 8 + int.from_bytes(head[4:8], "little") > end
             size, kind = int.from_bytes(head[:4], "big"), head[4:8]
             if size == 1:  # a longer one follows
                 size = int.from_bytes(head[8:], "big")

@@ -59,15 +59,17 @@ class VideoReader:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(path) if Path(path).is_file() else Path(path).expanduser()
         self.notes: list[str] = []
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")
         with self._open() as container:
             self._index = self._choose(container)
-            stream, first, pts = self._stream(container), None, []
+            stream, first, pts, stored = self._stream(container), None, [], 0
             for packet in self._packets(container):
-                if packet.size and not packet.is_discard:
+                if packet.size:
+                    stored, cut = stored + 1, packet.is_corrupt
+                if packet.size and not packet.is_discard:  # some files are meant to be shown in part
                     pts.append(packet.pts)
                 first = first or next(self._decode([packet]), None)
             if first is None:
@@ -83,7 +85,9 @@ class VideoReader:
             # without distinct times frames are counted instead
             self._pts = sorted(pts) if None not in pts and len(set(pts)) == len(pts) else []
             self.notes.clear()  # what is damaged is found again, in its place
-            self._compare_with_header(container, max((one for one in pts if one is not None), default=0))
+            self._compare_with_header(container, stored, max((one for one in pts if one is not None), default=0))
+            if not self.notes and (cut or is_cut(self.path)):
+                self.note("breaks off: its last part is not whole")
             if first.color_trc in HDR:
                 self.note(f"is HDR ({HDR[first.color_trc]}), tone-mapped to the range of an ordinary screen")
             self.sound = any(audio.codec_context for audio in container.streams.audio)
@@ -121,23 +125,21 @@ class VideoReader:
                 pts = max(counted if frame.pts is None else frame.pts, pts + 1)
                 yield Frame(index, pts, float(pts * self.time_base - self.start), convert(frame))
 
-    def _compare_with_header(self, container, last: int) -> None:
-        announced, stored = self._stream(container).frames, len(self)
-        if announced > stored + max(2, announced // 50):  # some headers count a frame too many
-            with self._open(ignore_editlist="1") as whole:  # and some files are meant to be shown in part
-                stored = sum(packet.size > 0 for packet in self._packets(whole))
-        if announced > stored + max(2, announced // 50):
-            self.note(f"breaks off: it has {stored} of the {announced} frames announced")
-        elif container.duration and not announced:
-            end, seconds = last * self.time_base - self.start, container.duration / av.time_base
+    def _compare_with_header(self, container, stored: int, last: int) -> None:
+        announced, seconds = self._stream(container).frames, (container.duration or 0) / av.time_base
+        if announced:
+            end = last * self.time_base - self.start
+            # some headers count a frame too many, and some the pauses
+            if announced > stored + max(2, announced // 50) and end + 1.5 / self.fps < seconds:
+                self.note(f"breaks off: it has {stored} of the {announced} frames announced")
+        else:
+            end = last * self.time_base - min(self.start, 0)  # Matroska's duration includes what precedes the start
             if end + max(1, seconds / 20) < seconds:
                 self.note(f"has pictures for {float(end):.1f} of its {seconds:.1f} s only")
-        if not self.notes and container.format.name.startswith("mov") and is_cut(self.path):
-            self.note("breaks off: its last part is not whole")
 
-    def _open(self, **options: str):
+    def _open(self):
         try:
-            container = open_media(self.path, options=options)
+            container = open_media(self.path)
         except av.FFmpegError as error:
             raise VideoError(f"{self.path} is no video that FFmpeg can read: {error.strerror}. Is it whole?") from error
         if not container.streams.video:
