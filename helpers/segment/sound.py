@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+import numpy as np
 
 from helpers.segment.media import open_media
 
@@ -22,7 +23,8 @@ def carry_sound(video, out: av.container.OutputContainer) -> Iterator[Fraction]:
     with open_media(video.path) as file:
         stream = next(stream for stream in file.streams.audio if stream.codec_context)
         copied = stream.codec_context.codec.canonical_name in _COPIED and _mp4_takes(stream)
-        pieces = _pieces(video, file.demux(stream), copied)
+        pieces = _packets(video, file.demux(stream))
+        pieces = pieces if copied else _stereo(pieces)
         if (first := next(pieces, None)) is None:
             video.note("has sound that cannot be converted, which is left out")
             return
@@ -59,23 +61,28 @@ def _noted(video) -> Iterator[None]:
         video.note(f"has sound that is left out in part: {error.strerror}")
 
 
-def _pieces(video, packets: Iterator[av.Packet], copied: bool) -> Iterator[av.Packet | av.AudioFrame]:
-    """The packets themselves if they are `copied`, else stereo frames, without what cannot be converted."""
-    resampler, before, clock = None, None, 0
+def _packets(video, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     with _noted(video):
-        for packet in packets:
-            if not packet.size or packet.pts is None or packet.dts is None:
-                continue
-            if copied:
-                yield packet
-                continue
-            with contextlib.suppress(av.FFmpegError, ValueError):  # a damaged packet is a click, no more
-                for frame in packet.decode():
-                    kind = frame.format.name, frame.layout.name, frame.sample_rate
-                    if kind != before:  # some streams change on the way
-                        resampler, before = av.AudioResampler("fltp", "stereo", _RATE), kind
-                    for piece in resampler.resample(frame):
-                        clock = clock if piece.pts is None else round(piece.pts * piece.time_base * _RATE)
-                        piece.pts, piece.time_base = clock, Fraction(1, _RATE)
-                        clock += piece.samples
-                        yield piece
+        yield from (packet for packet in packets if packet.size and packet.pts is not None and packet.dts is not None)
+
+
+def _stereo(packets: Iterator[av.Packet]) -> Iterator[av.AudioFrame]:
+    """Stereo frames at `_RATE`, pauses as silence; without what is damaged, a click, or cannot be converted."""
+    resampler, before, clock = None, None, None
+    for packet in packets:
+        with contextlib.suppress(av.FFmpegError, ValueError):
+            for frame in packet.decode():
+                kind = frame.format.name, frame.layout.name, frame.sample_rate
+                if kind != before:  # some streams change on the way
+                    resampler, before = av.AudioResampler("fltp", "stereo", _RATE), kind
+                for piece in resampler.resample(frame):
+                    place = (clock or 0) if piece.pts is None else round(piece.pts * piece.time_base * _RATE)
+                    clock = place if clock is None else clock
+                    pieces = [piece]
+                    if _RATE // 20 < place - clock < 60 * _RATE:  # the encoder knows no pauses
+                        silence = np.zeros((2, place - clock), np.float32)
+                        pieces.insert(0, av.AudioFrame.from_ndarray(silence, format="fltp", layout="stereo"))
+                    for each in pieces:
+                        each.sample_rate, each.pts, each.time_base = _RATE, clock, Fraction(1, _RATE)
+                        clock += each.samples
+                        yield each
