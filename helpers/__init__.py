@@ -30,6 +30,7 @@ segment   q2's
   tracks         which detection of a video is which object; what a later look may still change
   images         images in, whatever their kind
   video          frames in; an MP4 with the input's sound out
+  media, colours, sound    of video: files opened and found cut; frames as a screen shows them; sound carried over
   examples       drawn pictures and a clip to try q2 on
   outputs        masks, overlay, detections.json, tracks.json
   exports        COCO, YOLO and cut-outs of several images

@@ -27,7 +27,12 @@ class FrameConverter:
         # 16 bits in planes, since FFmpeg's packed ones overflow for saturated colours
         form = "gbrp16le" if frame.color_trc in HDR else "rgb24"
         image = self._scaler.reformat(frame, format=form, **self._size).to_ndarray()
-        return _turned(image if form == "rgb24" else tone_map(image, frame.color_trc), *orientation(frame))
+        image = image if form == "rgb24" else tone_map(image, frame.color_trc)
+        swap, flip_rows, flip_columns = orientation(frame)
+        image = cv2.transpose(image) if swap else image
+        if flip_rows or flip_columns:
+            image = cv2.flip(image, -1 if flip_rows and flip_columns else int(flip_columns))
+        return image
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -44,14 +49,6 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0
     return False, d < 0, a < 0
-
-
-def _turned(image: np.ndarray, swap: bool, flip_rows: bool, flip_columns: bool) -> np.ndarray:
-    if swap:
-        image = cv2.transpose(image)
-    if flip_rows or flip_columns:
-        image = cv2.flip(image, -1 if flip_rows and flip_columns else int(flip_columns))
-    return image
 
 
 def tone_map(image: np.ndarray, transfer: int) -> np.ndarray:

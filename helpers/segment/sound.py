@@ -20,11 +20,11 @@ def carry_sound(video, out: av.container.OutputContainer) -> Iterator[Fraction]:
     in seconds on the clock of the file, before it does. What cannot be carried is left out, and noted by the reader."""
     if not video.sound:
         return
-    with open_media(video.path) as file:
+    with open_media(video.path) as file, _noted(video):
         stream = next(stream for stream in file.streams.audio if stream.codec_context)
         copied = stream.codec_context.codec.canonical_name in _COPIED and _mp4_takes(stream)
-        pieces = _packets(video, file.demux(stream))
-        pieces = pieces if copied else _stereo(pieces)
+        packets = (one for one in file.demux(stream) if one.size and one.pts is not None and one.dts is not None)
+        pieces = packets if copied else _stereo(packets)
         if (first := next(pieces, None)) is None:
             video.note("has sound that cannot be converted, which is left out")
             return
@@ -40,8 +40,7 @@ def carry_sound(video, out: av.container.OutputContainer) -> Iterator[Fraction]:
                     out.mux(piece if copied else target.encode(piece))
         finally:  # also where the writer closes it early
             if not copied:
-                with _noted(video):
-                    out.mux(target.encode(None))
+                out.mux(target.encode(None))
 
 
 def _mp4_takes(stream: av.AudioStream) -> bool:
@@ -61,11 +60,6 @@ def _noted(video) -> Iterator[None]:
         video.note(f"has sound that is left out in part: {error.strerror}")
 
 
-def _packets(video, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    with _noted(video):
-        yield from (packet for packet in packets if packet.size and packet.pts is not None and packet.dts is not None)
-
-
 def _stereo(packets: Iterator[av.Packet]) -> Iterator[av.AudioFrame]:
     """Stereo frames at `_RATE`, pauses as silence; without what is damaged, a click, or cannot be converted."""
     resampler, before, clock = None, None, None
@@ -78,11 +72,14 @@ def _stereo(packets: Iterator[av.Packet]) -> Iterator[av.AudioFrame]:
                 for piece in resampler.resample(frame):
                     place = (clock or 0) if piece.pts is None else round(piece.pts * piece.time_base * _RATE)
                     clock = place if clock is None else clock
-                    pieces = [piece]
                     if _RATE // 20 < place - clock < 60 * _RATE:  # the encoder knows no pauses
                         silence = np.zeros((2, place - clock), np.float32)
-                        pieces.insert(0, av.AudioFrame.from_ndarray(silence, format="fltp", layout="stereo"))
-                    for each in pieces:
-                        each.sample_rate, each.pts, each.time_base = _RATE, clock, Fraction(1, _RATE)
-                        clock += each.samples
-                        yield each
+                        yield _at(clock, av.AudioFrame.from_ndarray(silence, format="fltp", layout="stereo"))
+                        clock = place
+                    yield _at(clock, piece)
+                    clock += piece.samples
+
+
+def _at(place: int, piece: av.AudioFrame) -> av.AudioFrame:
+    piece.sample_rate, piece.pts, piece.time_base = _RATE, place, Fraction(1, _RATE)
+    return piece
