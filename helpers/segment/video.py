@@ -65,7 +65,7 @@ class VideoReader:
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")
         with self._open() as container:
             self._index = self._choose(container)
-            stream, first, pts, stored = self._stream(container), None, [], 0
+            stream, first, pts, stored = container.streams[self._index], None, [], 0
             for packet in self._packets(container):
                 if packet.size:
                     stored, cut = stored + 1, packet.is_corrupt
@@ -113,7 +113,7 @@ class VideoReader:
             decoded, before, convert = self._decode(self._packets(container)), 0, FrameConverter(**self._size)
             if start and self._pts:
                 with contextlib.suppress(av.FFmpegError):
-                    container.seek(self._pts[start], stream=self._stream(container))
+                    container.seek(self._pts[start], stream=container.streams[self._index])
                 first = next(decoded, None)
                 if first is None or first.pts not in self._pts[: start + 1]:
                     yield from self._frames(0)
@@ -126,10 +126,10 @@ class VideoReader:
                 yield Frame(index, pts, float(pts * self.time_base - self.start), convert(frame))
 
     def _compare_with_header(self, container, stored: int, last: int) -> None:
-        announced, seconds = self._stream(container).frames, (container.duration or 0) / av.time_base
-        if announced:
-            end = last * self.time_base - self.start
-            # some headers count a frame too many, and some the pauses
+        stream, seconds = container.streams[self._index], (container.duration or 0) / av.time_base
+        if announced := stream.frames:
+            end, seconds = last * self.time_base - self.start, (stream.duration or math.inf) * self.time_base
+            # some headers count a frame too many, some the pauses, and some what an edit list leaves out
             if announced > stored + max(2, announced // 50) and end + 1.5 / self.fps < seconds:
                 self.note(f"breaks off: it has {stored} of the {announced} frames announced")
         else:
@@ -142,30 +142,31 @@ class VideoReader:
             container = open_media(self.path)
         except av.FFmpegError as error:
             raise VideoError(f"{self.path} is no video that FFmpeg can read: {error.strerror}. Is it whole?") from error
-        if not container.streams.video:
-            raise VideoError(f"{self.path} has no video stream ({container.format.long_name}). Give a video.")
-        for stream in container.streams.video:
-            stream.thread_type = "AUTO"
+        # without a decoder there is no context; older versions of PyAV crash if such a stream is decoded
+        if not any(stream.codec_context for stream in container.streams.video):
+            kind = "that can be decoded " if container.streams.video else ""
+            raise VideoError(f"{self.path} has no video stream {kind}({container.format.long_name}). Give a video.")
         return container
 
     def _choose(self, container) -> int:
         """The index of the film: the default video stream or else the first, but no cover picture and nothing short."""
-        videos = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
-        if len(videos) < 2:
-            return (videos or container.streams.video)[0].index
+        videos = [one for one in container.streams.video if one.codec_context]
+        videos = [one for one in videos if not one.disposition & Disposition.attached_pic] or videos
+        if len(videos) == 1:
+            return videos[0].index
         counts = Counter()
         with self._open() as again, contextlib.suppress(av.FFmpegError):
-            counts.update(packet.stream_index for packet in again.demux(video=list(range(len(again.streams.video)))))
+            packets = again.demux(*(again.streams[one.index] for one in videos))
+            counts.update(packet.stream_index for packet in packets if packet.size)
         long = [one for one in videos if 2 * counts[one.index] >= max(counts[other.index] for other in videos)]
         return max(long, key=lambda one: bool(one.disposition & Disposition.default)).index
 
-    def _stream(self, container) -> av.VideoStream:
-        return container.streams[self._index]
-
     def _packets(self, container) -> Iterator[av.Packet]:
         """The packets of the film; a damaged end is noted, not raised."""
+        stream = container.streams[self._index]
+        stream.thread_type = "AUTO"
         try:
-            yield from container.demux(self._stream(container))
+            yield from container.demux(stream)
         except av.FFmpegError as error:
             self.note(f"breaks off: {error.strerror}")
 

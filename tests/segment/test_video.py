@@ -195,6 +195,13 @@ def test_sound_alone_and_no_file(tmp_path):
         VideoReader(tmp_path / "nothing.mp4")
 
 
+def test_pictures_of_an_unknown_kind(tmp_path):
+    data = make(tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match="no video stream that can be decoded"):
+        VideoReader(tmp_path / "a.mp4")
+
+
 def test_sound_of_an_unknown_kind_is_left_out_with_a_word(tmp_path):
     source = make(tmp_path / "a.mov", sound="pcm_s16le")
     data = source.read_bytes()
