@@ -15,11 +15,14 @@ _TO_BT709 = np.float32([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], 
 
 
 class FrameConverter:
-    """Turns the decoded frames of one stream into uint8 RGB [H, W, 3]; one for each thread."""
+    """Turns the decoded frames of one stream into uint8 RGB [H, W, 3]; one for each thread.
 
-    def __init__(self, **size: int) -> None:
-        """size: `width` and `height` of every image before it is turned, for streams whose own changes on the way."""
-        self._size, self._scaler = size, VideoReformatter()  # which is set up once, not for every frame
+    width, height: of every image before it is turned, since some streams change theirs. turn: from `orientation`.
+    """
+
+    def __init__(self, width: int, height: int, turn: tuple[bool, bool, bool]) -> None:
+        self._size, self._turn = {"width": width, "height": height}, turn
+        self._scaler = VideoReformatter()  # set up once, not for every frame
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         if frame.colorspace == _UNSPECIFIED:  # as players guess
@@ -28,7 +31,7 @@ class FrameConverter:
         form = "gbrp16le" if frame.color_trc in HDR else "rgb24"
         image = self._scaler.reformat(frame, format=form, **self._size).to_ndarray()
         image = image if form == "rgb24" else tone_map(image, frame.color_trc)
-        swap, flip_rows, flip_columns = orientation(frame)
+        swap, flip_rows, flip_columns = self._turn
         image = cv2.transpose(image) if swap else image
         if flip_rows or flip_columns:
             image = cv2.flip(image, -1 if flip_rows and flip_columns else int(flip_columns))
@@ -36,7 +39,10 @@ class FrameConverter:
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """What is to be done to a frame in this order: swap rows and columns, flip up and down, flip left and right."""
+    """(swap rows and columns, flip up and down, flip left and right): what turns a frame upright, in this order.
+
+    For one frame of a stream: its memory is then kept until Python's garbage collector runs.
+    """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # beside it lies something that PyAV has no name for; it tells the angle, but no mirror

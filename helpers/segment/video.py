@@ -77,10 +77,10 @@ class VideoReader:
             self.time_base: Fraction = stream.time_base  # seconds
             self.fps = float(stream.average_rate or stream.guessed_rate or 25)
             self.start = Fraction(container.start_time or 0, av.time_base)  # seconds
-            self._size = {"width": first.width, "height": first.height}
-            turned = orientation(first)[0]
-            self.width, self.height = (first.height, first.width) if turned else (first.width, first.height)
-            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if turned else 1)  # pixels'
+            self._stored = first.width, first.height, orientation(first)
+            swapped = self._stored[2][0]
+            self.width, self.height = (first.height, first.width) if swapped else (first.width, first.height)
+            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if swapped else 1)  # pixels'
             self._length = max(1, len(pts))
             # without distinct times frames are counted instead
             self._pts = sorted(pts) if None not in pts and len(set(pts)) == len(pts) else []
@@ -110,7 +110,7 @@ class VideoReader:
     def _frames(self, start: int) -> Iterator[Frame]:
         """Frames from a key frame at or before `start` on, or all of them where the file cannot be searched."""
         with self._open() as container:
-            decoded, before, convert = self._decode(self._packets(container)), 0, FrameConverter(**self._size)
+            decoded, before, convert = self._decode(self._packets(container)), 0, FrameConverter(*self._stored)
             if start and self._pts:
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(self._pts[start], stream=container.streams[self._index])
