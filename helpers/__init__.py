@@ -34,6 +34,7 @@ segment   q2's
   pixels         more than 8 bits brought into 8
   sequences      numbered pictures and animated ones as a video
   video          frames in; an MP4 with the input's sound out
+  media, colours, sound    of video: files opened and found cut; frames as a screen shows them; sound carried over
   examples       drawn pictures and a clip to try q2 on
   outputs        masks, overlay, detections.json, tracks.json
   exports        COCO, YOLO and cut-outs of several images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
 from PIL import Image
 
 from helpers.common.files import atomic_path
+from helpers.segment.colours import HDR, FrameConverter, orientation
+from helpers.segment.media import is_cut, open_media
+from helpers.segment.sound import carry_sound
 
 PLAYER_BYTES = 6 * 2**20  # of a video within a notebook
 _BACKWARDS_BYTES = 2**27  # of frames that are decoded at once on the way back
-_COPIED_SOUND = {"aac", "mp3"}  # what every browser plays in an MP4; any other sound is encoded anew
 
 
 class VideoError(ValueError):
@@ -47,22 +50,26 @@ class Frame(NamedTuple):
 
 
 class VideoReader:
-    """The frames of the first video stream of a file, decoded as they are asked for; iterate as often as needed.
+    """The frames of a file's film, decoded as they are asked for; iterate as often as needed.
 
     `width` and `height` are those of the upright image, in pixels; `fps` the average; the length is what the file
-    announces by its packets. `notes` grows while reading, by a sentence for what is damaged or missing; the frames that
-    can be decoded come all the same. Raises `FileNotFoundError`, or `VideoError` where no frame can be found.
+    announces by its packets. `notes` grows while reading, by a sentence for what is damaged, missing or shown other
+    than it is stored; the frames that can be decoded come all the same. Raises `FileNotFoundError`, or `VideoError`
+    where no frame can be found.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(path) if Path(path).is_file() else Path(path).expanduser()
         self.notes: list[str] = []
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")
         with self._open() as container:
-            stream, first, pts = container.streams.video[0], None, []
+            self._index = self._choose(container)
+            stream, first, pts, stored = container.streams[self._index], None, [], 0
             for packet in self._packets(container):
-                if packet.size and not packet.is_discard:
+                if packet.size:
+                    stored, cut = stored + 1, packet.is_corrupt
+                if packet.size and not packet.is_discard:  # some files are meant to be shown in part
                     pts.append(packet.pts)
                 first = first or next(self._decode([packet]), None)
             if first is None:
@@ -70,17 +77,22 @@ class VideoReader:
             self.time_base: Fraction = stream.time_base  # seconds
             self.fps = float(stream.average_rate or stream.guessed_rate or 25)
             self.start = Fraction(container.start_time or 0, av.time_base)  # seconds
-            self._size = {"width": first.width, "height": first.height}
-            self.height, self.width = self._upright(first).shape[:2]
-            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if first.rotation % 180 else 1)  # pixels'
+            self._stored = first.width, first.height, orientation(first)
+            swapped = self._stored[2][0]
+            self.width, self.height = (first.height, first.width) if swapped else (first.width, first.height)
+            self.aspect = (stream.sample_aspect_ratio or Fraction(1)) ** (-1 if swapped else 1)  # pixels'
             self._length = max(1, len(pts))
             # without distinct times frames are counted instead
             self._pts = sorted(pts) if None not in pts and len(set(pts)) == len(pts) else []
             self.notes.clear()  # what is damaged is found again, in its place
-            self._compare_with_header(container, max((one for one in pts if one is not None), default=0))
+            self._compare_with_header(container, stored, max((one for one in pts if one is not None), default=0))
+            if not self.notes and (cut or is_cut(self.path)):
+                self.note("breaks off: its last part is not whole")
+            if first.color_trc in HDR:
+                self.note(f"is HDR ({HDR[first.color_trc]}), tone-mapped to the range of an ordinary screen")
             self.sound = any(audio.codec_context for audio in container.streams.audio)
             if container.streams.audio and not self.sound:
-                self._note("has sound of a kind that FFmpeg cannot decode, which is left out")
+                self.note("has sound of a kind that FFmpeg cannot decode, which is left out")
 
     def __len__(self) -> int:
         return self._length
@@ -98,10 +110,10 @@ class VideoReader:
     def _frames(self, start: int) -> Iterator[Frame]:
         """Frames from a key frame at or before `start` on, or all of them where the file cannot be searched."""
         with self._open() as container:
-            decoded, before = self._decode(self._packets(container)), 0
+            decoded, before, convert = self._decode(self._packets(container)), 0, FrameConverter(*self._stored)
             if start and self._pts:
                 with contextlib.suppress(av.FFmpegError):
-                    container.seek(self._pts[start], stream=container.streams.video[0])
+                    container.seek(self._pts[start], stream=container.streams[self._index])
                 first = next(decoded, None)
                 if first is None or first.pts not in self._pts[: start + 1]:
                     yield from self._frames(0)
@@ -111,48 +123,64 @@ class VideoReader:
             for index, frame in enumerate(decoded, before):
                 counted = round((Fraction(index) / Fraction(self.fps) + self.start) / self.time_base)
                 pts = max(counted if frame.pts is None else frame.pts, pts + 1)
-                yield Frame(index, pts, float(pts * self.time_base - self.start), self._upright(frame))
+                yield Frame(index, pts, float(pts * self.time_base - self.start), convert(frame))
 
-    def _compare_with_header(self, container, last: int) -> None:
-        announced = container.streams.video[0].frames
-        if announced > len(self) + max(2, announced // 50):  # some headers count a frame too many
-            self._note(f"breaks off: it has {len(self)} of the {announced} frames announced")
-        elif container.duration and not announced:
-            end, seconds = last * self.time_base - self.start, container.duration / av.time_base
+    def _compare_with_header(self, container, stored: int, last: int) -> None:
+        stream, seconds = container.streams[self._index], (container.duration or 0) / av.time_base
+        if announced := stream.frames:
+            end, seconds = last * self.time_base - self.start, (stream.duration or math.inf) * self.time_base
+            # some headers count a frame too many, some the pauses, and some what an edit list leaves out
+            if announced > stored + max(2, announced // 50) and end + 1.5 / self.fps < seconds:
+                self.note(f"breaks off: it has {stored} of the {announced} frames announced")
+        else:
+            end = last * self.time_base - min(self.start, 0)  # Matroska's duration includes what precedes the start
             if end + max(1, seconds / 20) < seconds:
-                self._note(f"has pictures for {float(end):.1f} of its {seconds:.1f} s only")
+                self.note(f"has pictures for {float(end):.1f} of its {seconds:.1f} s only")
 
     def _open(self):
         try:
-            container = av.open(str(self.path))
+            container = open_media(self.path)
         except av.FFmpegError as error:
             raise VideoError(f"{self.path} is no video that FFmpeg can read: {error.strerror}. Is it whole?") from error
-        if not container.streams.video:
-            raise VideoError(f"{self.path} has no video stream ({container.format.long_name}). Give a video.")
-        container.streams.video[0].thread_type = "AUTO"
+        # without a decoder there is no context; older versions of PyAV crash if such a stream is decoded
+        if not any(stream.codec_context for stream in container.streams.video):
+            kind = "that can be decoded " if container.streams.video else ""
+            raise VideoError(f"{self.path} has no video stream {kind}({container.format.long_name}). Give a video.")
         return container
+
+    def _choose(self, container) -> int:
+        """The index of the film: the default video stream or else the first, but no cover picture and nothing short."""
+        videos = [one for one in container.streams.video if one.codec_context]
+        videos = [one for one in videos if not one.disposition & Disposition.attached_pic] or videos
+        if len(videos) == 1:
+            return videos[0].index
+        counts = Counter()
+        with self._open() as again, contextlib.suppress(av.FFmpegError):
+            packets = again.demux(*(again.streams[one.index] for one in videos))
+            counts.update(packet.stream_index for packet in packets if packet.size)
+        long = [one for one in videos if 2 * counts[one.index] >= max(counts[other.index] for other in videos)]
+        return max(long, key=lambda one: bool(one.disposition & Disposition.default)).index
 
     def _packets(self, container) -> Iterator[av.Packet]:
         """The packets of the film; a damaged end is noted, not raised."""
+        stream = container.streams[self._index]
+        stream.thread_type = "AUTO"
         try:
-            yield from container.demux(container.streams.video[0])
+            yield from container.demux(stream)
         except av.FFmpegError as error:
-            self._note(f"breaks off: {error.strerror}")
+            self.note(f"breaks off: {error.strerror}")
 
     def _decode(self, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
         for packet in packets:
             try:
                 yield from packet.decode()
             except av.FFmpegError as error:
-                self._note(f"is damaged: {error.strerror}")
+                self.note(f"is damaged: {error.strerror}")
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Add a sentence about the file to `notes`, once."""
         if (note := f"{self.path.name} {text}") not in self.notes:
             self.notes.append(note)
-
-    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        image = frame.to_ndarray(format="rgb24", **self._size)  # some streams change their size on the way
-        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
 
 
 def read_ahead(items: Iterable[Any]) -> Iterator[Any]:
@@ -181,7 +209,7 @@ class VideoWriter:
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self.path))
             options = {"movflags": "+faststart"}
-            self._file = stack.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+            self._file = stack.enter_context(open_media(temporary, "w", "mp4", options=options))
             self._video = self._file.add_stream("libx264", rate=Fraction(like.fps).limit_denominator(1001))
             context = self._video.codec_context
             context.width, context.height = like.width + like.width % 2, like.height + like.height % 2
@@ -190,7 +218,7 @@ class VideoWriter:
             context.options = {"crf": str(self._quality), "preset": "veryfast", "x264-params": "mbtree=0"}
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, in FFmpeg's numbers
             context.color_range = 1  # limited
-            self._sound = stack.enter_context(contextlib.closing(_sound(like, self._file)))
+            self._sound = stack.enter_context(contextlib.closing(carry_sound(like, self._file)))
             self._heard = next(self._sound, math.inf)  # adds its stream, which has to be before the first frame
             self._cleanup = stack.pop_all()
         return self
@@ -214,34 +242,6 @@ class VideoWriter:
             if error is None:
                 deque(self._sound, maxlen=0)  # the rest of it
             self._file.mux(self._video.encode(None))
-
-
-def _sound(video: VideoReader | Silent, out: av.container.OutputContainer) -> Iterator[Fraction]:
-    """Write a file's first sound that can be decoded into the MP4 `out`: yields each packet's time before it does."""
-    if not video.sound:
-        return
-    with av.open(str(video.path)) as file:
-        stream = next(stream for stream in file.streams.audio if stream.codec_context)
-        copied = stream.codec_context.codec.canonical_name in _COPIED_SOUND
-        target = out.add_stream_from_template(stream) if copied else out.add_stream("aac")
-        try:
-            for packet in file.demux(stream):
-                if not packet.size or packet.pts is None or packet.dts is None:
-                    continue
-                yield packet.pts * packet.time_base  # in seconds, on the clock of the file
-                offset, packets = round(video.start / packet.time_base), []
-                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
-                if copied:
-                    packet.stream, packets = target, [packet]
-                else:
-                    with contextlib.suppress(av.FFmpegError):  # a damaged packet is a click, no more
-                        packets = [piece for frame in packet.decode() for piece in target.encode(frame)]
-                out.mux(packets)
-        except av.FFmpegError as error:
-            video.notes.append(f"the sound breaks off: {error.strerror}")
-        finally:  # also where the writer closes it early
-            if not copied:
-                out.mux(target.encode(None))
 
 
 def player(path: Path | str) -> Any:

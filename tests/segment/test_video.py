@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +14,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
+from PIL import Image
 
 from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter, player, read_ahead, spread_frames
 from nbload import ROOT
@@ -93,6 +97,8 @@ KINDS = {
     "odd.mp4": {"size": (161, 97), "pixels": "yuv444p"},
     "ten_bits.mp4": {"pixels": "yuv420p10le"},
     "pcm.mov": {"sound": "pcm_s16le"},
+    "fragments.mp4": {"sound": "aac", "options": {"movflags": "frag_keyframe+empty_moov"}},
+    "a.mkv": {"sound": "libopus"},
 }
 
 
@@ -189,6 +195,13 @@ def test_sound_alone_and_no_file(tmp_path):
         VideoReader(tmp_path / "nothing.mp4")
 
 
+def test_pictures_of_an_unknown_kind(tmp_path):
+    data = make(tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match="no video stream that can be decoded"):
+        VideoReader(tmp_path / "a.mp4")
+
+
 def test_sound_of_an_unknown_kind_is_left_out_with_a_word(tmp_path):
     source = make(tmp_path / "a.mov", sound="pcm_s16le")
     data = source.read_bytes()
@@ -268,6 +281,298 @@ def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_pa
     assert len(shown.data) <= size // 20 and "controls" in shown._repr_html_()
     check_playable(tmp_path / "a_preview.mp4")
     assert [frame.index for frame in spread_frames(path, 4)] == [0, 20, 39, 59]
+
+
+def flat(planes, size=(64, 48), pixels="yuv420p", **tags):
+    """A frame of one colour: the values of its planes, and its tags."""
+    frame = av.VideoFrame(*size, pixels)
+    kind = np.uint16 if "10" in pixels else np.uint8
+    for plane, value in zip(frame.planes, planes, strict=True):
+        plane.update(np.full(plane.buffer_size // kind().nbytes, value, kind).tobytes())
+    for name, value in tags.items():
+        setattr(frame, name, value)
+    return frame
+
+
+def encode(path, frames, codec="libx264", crf="1", **more):
+    """A video of such frames, tagged as the first one is, 25 to the second."""
+    first = frames[0]
+    with av.open(str(path), "w", **more) as file:
+        video = file.add_stream(codec, rate=25, options={"crf": crf})
+        video.width, video.height, video.pix_fmt = first.width, first.height, first.format.name
+        for name in ("colorspace", "color_range", "color_trc", "color_primaries"):
+            setattr(video.codec_context, name, getattr(first, name))
+        for i, frame in enumerate(frames):
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+    return path
+
+
+WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}  # of red and blue, by the tag of the matrix
+
+
+def to_yuv(rgb, matrix, full=False, bits=8):
+    """Planes' values of a colour between 0 and 1, by the formulas of ITU-R BT.601, BT.709 and BT.2020."""
+    red, blue = WEIGHTS[matrix]
+    y = red * rgb[0] + (1 - red - blue) * rgb[1] + blue * rgb[2]
+    values = y, (rgb[2] - y) / 2 / (1 - blue), (rgb[0] - y) / 2 / (1 - red)
+    scales, offsets = ((255,) * 3, (0, 128, 128)) if full else ((219, 224, 224), (16, 128, 128))
+    return [
+        round((offset + scale * v) * 2 ** (bits - 8)) for v, scale, offset in zip(values, scales, offsets, strict=True)
+    ]
+
+
+def first_pixel(path):
+    return next(iter(VideoReader(path))).image[0, 0].astype(int)
+
+
+@pytest.mark.parametrize("tag", [1, 6, 9, None])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("size", "untagged"), [((64, 48), 6), ((1280, 720), 1)])
+def test_colours_are_those_of_the_tags_or_else_of_the_size(tmp_path, tag, full, size, untagged):
+    colour = (200, 60, 40)
+    planes = to_yuv(np.divide(colour, 255), tag or untagged, full)
+    frame = flat(planes, size, colorspace=tag or 2, color_range=2 if full else 1)
+    source, out = encode(tmp_path / "a.mp4", [frame]), tmp_path / "out.mp4"
+    copy(source, out)
+    assert np.abs(first_pixel(source) - colour).max() <= 2
+    assert np.abs(first_pixel(out) - colour).max() <= 5  # coded once more
+    with av.open(str(out)) as file:
+        context = file.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (1, 1)
+
+
+def test_a_stream_that_changes_its_size_keeps_the_first(tmp_path):
+    parts = [
+        encode(tmp_path / f"{k}.h264", [flat((90 + k, 128, 128), size)] * 3, format="h264")
+        for k, size in enumerate([(64, 48), (96, 80)])
+    ]
+    (tmp_path / "a.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert [frame.image.shape for frame in VideoReader(tmp_path / "a.h264")] == [(48, 64, 3)] * 6
+
+
+TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # ITU-R BT.2087
+
+
+def pq(nits):
+    power = (nits / 10000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(scene):
+    bright = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 0.1)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), bright)
+
+
+SEEN = {50: 142, 203: 231, 1000: 255}  # nits: their value on a screen of 203 by BT.2390's curve and a gamma of 2.4
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_hdr_is_brought_into_the_range_of_an_ordinary_screen(tmp_path, transfer):
+    def see(rgb):
+        """What is seen of a light in nits of BT.709's red, green and blue."""
+        light = TO_2020 @ rgb
+        if transfer == 18:  # the inverse of BT.2100's OOTF for a screen of 1,000 nits
+            light = light / 1000 * max(light @ (0.2627, 0.6780, 0.0593) / 1000, 1e-9) ** (1 / 1.2 - 1)
+        planes = to_yuv((pq if transfer == 16 else hlg)(light), 9, bits=10)
+        frame = flat(planes, pixels="yuv420p10le", colorspace=9, color_range=1, color_trc=transfer, color_primaries=9)
+        path = encode(tmp_path / "a.mp4", [frame])
+        assert any("HDR" in note and "tone-mapped" in note for note in VideoReader(path).notes)
+        return first_pixel(path)
+
+    for nits, value in SEEN.items():
+        assert np.abs(see(np.full(3, nits)) - value).max() <= 2
+    assert see(np.zeros(3)).max() <= 2
+    assert np.abs(see(np.array([60, 20, 20])) - (154, 97, 97)).max() <= 3  # 255 * (nits / 203) ** (1 / 2.4)
+
+
+def turn(path, a, b, c, d):
+    """Write the display matrix into an MP4."""
+    data = bytearray(path.read_bytes())
+    place = data.find(b"tkhd") + 44  # version 0, ISO/IEC 14496-12, section 8.3.2
+    struct.pack_into(">9i", data, place, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "matrix", [(s, 0, 0, t) for s in (1, -1) for t in (1, -1)] + [(0, s, t, 0) for s in (1, -1) for t in (1, -1)]
+)
+def test_turned_and_mirrored(tmp_path, matrix):
+    a, b, c, d = matrix
+    turn(make(tmp_path / "a.mp4", frames=2), *matrix)
+    y, x = np.mgrid[:96, :160]
+    columns, rows = a * x + c * y, b * x + d * y  # where each pixel goes
+    expected = np.zeros((np.ptp(rows) + 1, np.ptp(columns) + 1, 3))
+    expected[rows - rows.min(), columns - columns.min()] = picture(0, 96, 160)
+    video = VideoReader(tmp_path / "a.mp4")
+    assert (video.height, video.width) == expected.shape[:2]
+    assert np.abs(next(iter(video)).image - expected).mean() < 12
+
+
+def test_a_picture_turned_by_its_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(0, 96, 160)).save(tmp_path / "a.jpg", exif=exif)
+    video = VideoReader(tmp_path / "a.jpg")
+    assert np.abs(next(iter(video)).image.astype(int) - np.rot90(picture(0, 96, 160), -1)).mean() < 12
+
+
+def sounding(path, codec="pcm_s16le", rate=48000, layout="stereo", start=0.0):
+    """A second of grey picture with a tone."""
+    with av.open(str(path), "w") as file:
+        video, audio = file.add_stream("libx264", rate=10), file.add_stream(codec, rate=rate, layout=layout)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for i in range(10):
+            frame = flat((90, 128, 128))
+            frame.pts, frame.time_base = i + round(10 * start), Fraction(1, 10)
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+        wave = (9000 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)).astype(np.int16)
+        tone = av.AudioFrame.from_ndarray(wave.repeat(audio.layout.nb_channels)[None], format="s16", layout=layout)
+        tone.sample_rate, tone.pts, tone.time_base = rate, round(start * rate), Fraction(1, rate)
+        for piece in av.AudioResampler(audio.format.name, layout, rate).resample(tone):
+            file.mux(audio.encode(piece))
+        file.mux(audio.encode(None))
+    return path
+
+
+SOUNDS = {
+    "192k.mkv": {"rate": 192000},
+    "8k.mkv": {"rate": 8000, "layout": "mono"},
+    "wide.mkv": {"layout": "5.1.2"},
+    "8k_mp3.mkv": {"codec": "libmp3lame", "rate": 8000, "layout": "mono"},  # which an MP4 does not take as it is
+}
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_sound_of_every_rate_and_layout_is_carried(tmp_path, name):
+    video = copy(sounding(tmp_path / name, **SOUNDS[name]), tmp_path / "out.mp4")
+    heard = times_of(tmp_path / "out.mp4", "audio")
+    assert video.notes == [] and len(times_of(tmp_path / "out.mp4")) == 10
+    assert heard[0] == pytest.approx(0, abs=0.05) and heard[-1] == pytest.approx(1, abs=0.2)
+
+
+def test_sound_that_cannot_be_carried_costs_no_picture(tmp_path):
+    video = copy(sounding(tmp_path / "a.mkv", layout="9C"), tmp_path / "out.mp4")  # nine channels without places
+    assert "cannot be converted" in video.notes[0] and not VideoReader(tmp_path / "out.mp4").sound
+    assert len(times_of(tmp_path / "out.mp4")) == 10
+
+
+def test_sound_that_changes_on_the_way(tmp_path):
+    first, later = sounding(tmp_path / "1.ts", "mp2"), sounding(tmp_path / "2.ts", "mp2", 44100, "mono", 1.5)
+    (tmp_path / "a.ts").write_bytes(first.read_bytes() + later.read_bytes())
+    video = copy(tmp_path / "a.ts", tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == 20 and video.notes == []
+    end = times_of(tmp_path / "out.mp4")[-1] + 0.1
+    assert times_of(tmp_path / "out.mp4", "audio")[-1] == pytest.approx(end, abs=0.05)  # the pause is kept
+
+
+def test_sound_that_an_mp4_refuses_midway(tmp_path):
+    part = sounding(tmp_path / "1.ts", "aac").read_bytes()
+    (tmp_path / "a.ts").write_bytes(part + part)  # its clock starts again
+    video = copy(tmp_path / "a.ts", tmp_path / "out.mp4")
+    assert len(times_of(tmp_path / "out.mp4")) == 20
+    assert "sound that is left out in part" in video.notes[0]
+    assert times_of(tmp_path / "out.mp4", "audio")[-1] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.avi", "a.mov", "a.ts", "a.mpg"])
+def test_a_late_start_is_nothing_missing(tmp_path, name):
+    codec = {"a.webm": "libvpx-vp9", "a.avi": "mpeg4", "a.mpg": "mpeg2video"}.get(name, "libx264")
+    with av.open(str(tmp_path / name), "w") as file:
+        video = file.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for i in range(100, 150):
+            frame = flat((90, 128, 128))
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+    video = VideoReader(tmp_path / name)
+    assert len(list(video)) == len(video) == 50 and video.notes == []
+
+
+def test_an_edit_list_leaves_frames_out_without_a_word(tmp_path):
+    whole = make(tmp_path / "whole.mp4", frames=100)
+    with (
+        av.open(str(whole)) as file,
+        av.open(str(tmp_path / "a.mp4"), "w", options={"avoid_negative_ts": "disabled"}) as out,
+    ):
+        stream = file.streams.video[0]
+        target, shift = out.add_stream_from_template(stream), round(7 / stream.time_base)
+        for packet in file.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, target
+                out.mux(packet)
+    video = VideoReader(tmp_path / "a.mp4")
+    assert len(list(video)) == len(video) == 30 and video.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("a.mp4", {"options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("a.avi", {"codec": "mjpeg", "pixels": "yuvj420p"}),
+    ],
+)
+@pytest.mark.parametrize("sound", [None, "aac"])
+def test_a_file_without_an_index_that_was_cut_off_is_named(tmp_path, name, more, sound):
+    content = make(tmp_path / name, frames=60, sound=sound, **more).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
+    video = VideoReader(tmp_path / name)
+    assert 20 < len(list(video)) < 60 and "breaks off" in video.notes[0]
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_a_cover_is_not_the_film(tmp_path, default):
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        cover, film, audio = (
+            file.add_stream("mjpeg", rate=1),
+            file.add_stream("libx264", rate=10),
+            file.add_stream("pcm_s16le", rate=48000),
+        )
+        for stream, kind in ((cover, "yuvj420p"), (film, "yuv420p")):
+            stream.width, stream.height, stream.pix_fmt = 64, 48, kind
+        cover.disposition = Disposition.default if default else 0
+        still = flat((200, 128, 128), pixels="yuvj420p")
+        still.pts, still.time_base = 0, Fraction(1)
+        file.mux(cover.encode(still))
+        for i in range(10):
+            frame = flat((90, 128, 128))
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            file.mux(film.encode(frame))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 48000), np.int16), format="s16", layout="stereo")
+        silence.sample_rate, silence.pts = 48000, 0
+        file.mux(audio.encode(silence))
+        for stream in (cover, film, audio):
+            file.mux(stream.encode(None))
+    video = copy(tmp_path / "a.mkv", tmp_path / "out.mp4")
+    assert len(list(video)) == len(video) == 10 and first_pixel(tmp_path / "a.mkv").max() < 120
+    assert VideoReader(tmp_path / "out.mp4").sound
+
+
+def test_any_name_is_a_file(tmp_path, monkeypatch):
+    source, moving = make(tmp_path / "a.mov", sound="pcm_s16le"), make(tmp_path / "a.gif", **KINDS["a.gif"])
+    (tmp_path / "names").mkdir()
+    monkeypatch.chdir(tmp_path / "names")
+    names = [
+        "100%.mov",
+        "img%03d.mov",
+        "a?#b.mov",
+        "-i.mov",
+        "file:x.mov",
+        "concat:a|b.mov",
+        "~a: b\nc.mov",
+        "img%03d.gif",
+    ]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"\xff\xfe.mov"))
+    for name in names:
+        shutil.copy(moving if name.endswith("gif") else source, name)
+        video = copy(name, f"out {name}.mp4")
+        assert [frame.index for frame in video.backwards(15)] == list(range(14, -1, -1))
+        again = VideoReader(f"out {name}.mp4")
+        assert len(again) == len(video) == FRAMES and again.sound == video.sound and video.notes == []
 
 
 STOPS = """
