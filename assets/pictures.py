@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.segment.figures import picture_row
 from helpers.segment.images import read_image
-from helpers.segment.video import animation
+from helpers.segment.player import animation
 
 WIDTH = 860  # pixels, about as wide as a notebook's text
 
@@ -49,7 +49,7 @@ def draw_segmented(out: Path) -> Path:
     record = json.loads((out / "detections.json").read_text("utf-8"))
     image, prompt = read_image(out / "overlay.png"), record["prompt"].replace(". ", " | ")
     path = next(path for path in (Path(record["image"]["path"]), out / "examples" / "shapes-1.png") if path.is_file())
-    figure = picture_row([read_image(path), image], ["image", "what was found"], f"prompt: {prompt}")
+    figure = picture_row([read_image(path), image], ["image", "what was found"], f"phrases: {prompt}")
     figure.savefig(ROOT / "assets" / "q2.jpg")
     return save(Image.open(ROOT / "assets" / "q2.jpg").convert("RGB"), "q2.jpg")
 

@@ -38,7 +38,7 @@ segment   q2's
   examples       drawn pictures and a clip to try q2 on
   outputs        masks, overlay, detections.json, tracks.json
   exports        COCO, YOLO and cut-outs of several images
-  overlay, figures, playground    what a person sees
+  overlay, figures, player, playground    what a person sees
 shapes    the drawn world of both
   draw           the renderer: shapes, colours, textures
   classes        the ten classes that stand in where no CIFAR-10 is found

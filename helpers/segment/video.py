@@ -16,14 +16,12 @@ import av
 import cv2
 import numpy as np
 from av.stream import Disposition
-from PIL import Image
 
 from helpers.common.files import atomic_path
 from helpers.segment.colours import HDR, FrameConverter, orientation
 from helpers.segment.media import is_cut, open_media
 from helpers.segment.sound import carry_sound
 
-PLAYER_BYTES = 6 * 2**20  # of a video within a notebook
 _BACKWARDS_BYTES = 2**27  # of frames that are decoded at once on the way back
 
 
@@ -242,34 +240,3 @@ class VideoWriter:
             if error is None:
                 deque(self._sound, maxlen=0)  # the rest of it
             self._file.mux(self._video.encode(None))
-
-
-def player(path: Path | str) -> Any:
-    """A player that carries the video within itself, so that it plays wherever the notebook is opened; of more than
-    `PLAYER_BYTES` a preview, written beside the file: half the size, coarser, and as much of it as fits."""
-    from IPython.display import Video
-
-    shown = path = Path(path)
-    video = VideoReader(path)
-    width, height, length = max(2, video.width // 4 * 2), max(2, video.height // 4 * 2), len(video)
-    while shown.stat().st_size > PLAYER_BYTES:
-        shown = path.with_name(f"{path.stem}_preview.mp4")
-        with VideoWriter(shown, Silent(width, height, max(1, round(video.fps))), quality=32) as writer:
-            for frame in itertools.islice(video, length):
-                writer.write(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA), frame.index)
-        length = max(1, int(0.9 * length * PLAYER_BYTES / shown.stat().st_size))
-    return Video(data=shown.read_bytes(), mimetype="video/mp4", embed=True, html_attributes="controls loop muted")
-
-
-def save_first_frame(path: Path | str, image: Path) -> Path:
-    """Write the first frame of a video as the PNG file `image`, and return that."""
-    with atomic_path(image) as temporary:
-        Image.fromarray(next(iter(VideoReader(path))).image).save(temporary)
-    return image
-
-
-def spread_frames(path: Path | str, count: int) -> list[Frame]:
-    """Up to `count` frames of a video, spread evenly over its length, the first and the last among them."""
-    video = VideoReader(path)
-    wanted = set(np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int).tolist())
-    return [frame for frame in video if frame.index in wanted]

@@ -1,5 +1,6 @@
 """helpers/segment/video.py: files of every kind, made here, and what browsers ask of the files that it writes."""
 
+import io
 import itertools
 import os
 import shutil
@@ -17,7 +18,8 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter, player, read_ahead, spread_frames
+from helpers.segment.player import animation, player, spread_frames
+from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter, read_ahead
 from nbload import ROOT
 
 FRAMES, RATE = 20, 10
@@ -276,11 +278,27 @@ def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_pa
             writer.write(noise, i)
     size = path.stat().st_size
     assert player(path).data == path.read_bytes()
-    monkeypatch.setattr("helpers.segment.video.PLAYER_BYTES", size // 20)
+    monkeypatch.setattr("helpers.segment.player.PLAYER_BYTES", size // 20)
     shown = player(path)
     assert len(shown.data) <= size // 20 and "controls" in shown._repr_html_()
     check_playable(tmp_path / "a_preview.mp4")
     assert [frame.index for frame in spread_frames(path, 4)] == [0, 20, 39, 59]
+
+
+def test_an_animated_picture_stands_for_a_video_and_is_bounded(tmp_path, monkeypatch):
+    with VideoWriter(tmp_path / "clip.mp4", Silent(600, 400, 20)) as writer:
+        for i in range(30):
+            writer.write(np.random.default_rng(i).integers(0, 256, (400, 600, 3), np.uint8), i)
+    sizes = []
+    for most in (2**30, 2**21):
+        monkeypatch.setattr("helpers.segment.player.ANIMATION_BYTES", most)
+        shown = animation(tmp_path / "clip.mp4")
+        with Image.open(io.BytesIO(shown.data)) as image:
+            assert image.format == "GIF" and image.width == 400 and len(shown.data) <= most
+            seconds = image.n_frames * image.info["duration"] / 1000
+            assert 1.2 < seconds < 1.8
+            sizes.append(image.n_frames)
+    assert sizes[0] == 30 > sizes[1] > 2
 
 
 def flat(planes, size=(64, 48), pixels="yuv420p", **tags):
