@@ -16,7 +16,10 @@ vit       q1's
   augment        crops, flips, RandAugment, Random Erasing on batches (MixUp, CutMix: q1, section 4)
   engine         a training step that fits into memory, compiled, as one CUDA graph
   clock          how far a run is, by steps or by time, which q1's lr_at follows; its counts, times and log
+  run_folder     whose an output folder is, and where the files of an earlier run go
   checkpoint     best_vit_cifar10.pth, last.pth, run_summary.json; resuming
+  transfer       weights of a file put into a ViT, all of them or those that fit
+  predict        the user's pictures and Kaggle's test images classified
   evaluate       predictions, test-time augmentation, accuracy, calibration
   figures        curves, reports, attention
 segment   q2's

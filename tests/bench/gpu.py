@@ -50,7 +50,7 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "compile"
 
 # name: (settings that differ, what of the notebook is replaced); the first is what the others are held against.
 HIGH = {"lr": 1e-3, "batch_size": 128}
-PLAIN = {"init_weights": "plain_init", "beta2": 0.999}
+PLAIN = {"fresh_weights": "plain_init", "beta2": 0.999}
 OLD = {"beta2": 0.99}  # what the notebook once had, with mimetic attention
 MIMETIC = {"mimetic": True}
 RECIPE = {
