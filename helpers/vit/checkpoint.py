@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.common import distributed, environment
 from helpers.common.device import Compute
 from helpers.common.files import atomic_path, free_space, load_plain, write_csv
-from helpers.vit import run_folder
+from helpers.vit import run_folder, transfer
 from helpers.vit.clock import log_line
 from helpers.vit.config import MEASURES, check_resumable
 from helpers.vit.data import fingerprint
@@ -76,9 +76,17 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def resume(run: Any, path: Path) -> None:
-    """Let `run` go on from the last.pth at `path`, where there is one, and from the best weights beside it, where they
-    are of the same run; raises `ValueError` for a file that is broken, or of a run with other settings."""
+def begin(run: Any, out: Path) -> None:
+    """Let a fresh `run` go on from the last.pth that its setting `resume` names (True: the one in `out`), else begin
+    with the weights in the file `init_weights`, where there is one."""
+    resumed = run.cfg.resume and resume(run, out / LAST if run.cfg.resume is True else Path(run.cfg.resume))
+    if run.cfg.init_weights and not resumed:
+        transfer.begin_from(run, run.cfg.init_weights)
+
+
+def resume(run: Any, path: Path) -> bool:
+    """Let `run` go on from the last.pth at `path`, and from the best weights beside it, where they are of the same run;
+    returns whether there is one. Raises `ValueError` for a file that is broken, or of a run with other settings."""
     content = best = None
     if distributed.is_main() and path.is_file():
         content = SINCE | load_checkpoint(path, "config", "rng", "precision", *MODULES, *COUNTS)
@@ -89,7 +97,7 @@ def resume(run: Any, path: Path) -> None:
     content, best = distributed.broadcast((content, best))
     if not content:
         print(f"resume=True, but there is no {path}: starting anew")
-        return
+        return False
     if content["precision"] != run.compute.precision or not content["scaler"]:  # of another kind of device
         content["scaler"] = run.scaler.state_dict()
     for name in MODULES:  # tensors move to where their predecessors are
@@ -105,6 +113,7 @@ def resume(run: Any, path: Path) -> None:
     set_rng_state(content["rng"])
     run.saved = run.seconds
     print(f"resumed after {run.step} steps")
+    return True
 
 
 def _best_beside(path: Path, run_id: str | None) -> dict[str, Any] | None:

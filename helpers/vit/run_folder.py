@@ -17,6 +17,7 @@ import socket
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from helpers.common import distributed
@@ -60,14 +61,15 @@ def check_writable(folder: Path, best: int, last: int) -> None:
         raise OSError(problem)
 
 
-def claim(out: Path, resume: bool | str | None) -> None:
-    """Take the folder `out` for a run that begins, or goes on from `out`/last.pth or from the path `resume`.
+def claim(out: Path, cfg: SimpleNamespace) -> None:
+    """Take the folder `out` for a run that begins, or goes on from `out`/last.pth or from the path `cfg.resume`; where
+    only a checkpoint is tested, nothing is taken.
 
     The files of an earlier run, unless it is the one that goes on, are moved to earlier/<its id>/, and it is said what
     they were. Raises `RuntimeError` where a process on this machine is training into `out`.
     """
-    problem = None
-    if distributed.is_main():
+    problem, resume = None, cfg.resume
+    if distributed.is_main() and not cfg.checkpoint:
         try:
             _lock(out)
             last = out / LAST

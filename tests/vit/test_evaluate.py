@@ -1,5 +1,6 @@
 """Predictions and what is read from them, against scikit-learn, plain loops and hand-made cases."""
 
+import math
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -96,14 +97,27 @@ def test_mistakes_are_shown_the_surest_first():
         plt.close(figure)
 
 
-def test_accuracy_of_held_out_images_is_that_of_the_predictions():
+class Constant(torch.nn.Module):
+    """A model whose logits are a function of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def test_accuracy_and_loss_of_held_out_images_are_those_of_the_predictions():
     torch.manual_seed(0)
     model, compute = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)), pick_compute("fp32", "cpu")
     held_out = Split(torch.randint(0, 256, (1001, 3, 4, 4), dtype=torch.uint8), torch.randint(0, 3, (1001,)))
     prepare = lambda images: images.float() / 255  # noqa: E731
-    expected = accuracy_score(held_out.labels, model(prepare(held_out.images)).argmax(-1))
-    assert evaluate.held_out_accuracy(model, held_out, prepare, compute) == pytest.approx(100 * expected)
-    assert evaluate.held_out_accuracy(model, held_out.first(0), prepare, compute) is None
+    logits = model(prepare(held_out.images))
+    expected = accuracy_score(held_out.labels, logits.argmax(-1))
+    accuracy, loss = evaluate.held_out_scores(model, held_out, prepare, compute)
+    assert accuracy == pytest.approx(100 * expected)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, held_out.labels).item(), rel=1e-5)
+    assert evaluate.held_out_scores(model, held_out.first(0), prepare, compute) == (None, None)
+    sure = lambda images: 1e4 * torch.eye(3)[torch.zeros(len(images), dtype=torch.long)]  # noqa: E731
+    assert math.isfinite(evaluate.held_out_scores(Constant(sure), held_out, prepare, compute)[1])
 
 
 def test_first_of_each_class():
