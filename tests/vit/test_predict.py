@@ -18,6 +18,7 @@ from helpers.vit import checkpoint as ckpt
 from helpers.vit import evaluate, figures, predict
 from nbload import ROOT
 from test_recipe import CLASSES, make_run
+from test_transfer import SCORES
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 
@@ -175,9 +176,7 @@ def test_weights_used_by_timm_answer_as_the_notebooks_model(q1, photos, tmp_path
     run = make_run(q1, pool=pool, img_size=48)
     for parameter in run.ema.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    ckpt.save_best(
-        run, dict.fromkeys(("val_accuracy", "ema_accuracy", "val_loss", "ema_loss"), 1.0), tmp_path / "b.pth"
-    )
+    ckpt.save_best(run, SCORES, tmp_path / "b.pth")
     *inputs, classes = predict.load(tmp_path / "b.pth")
     assert classes == CLASSES
     prepare = partial(q1.normalise, cfg=run.cfg, scale=run.scale)
@@ -189,23 +188,20 @@ def test_weights_used_by_timm_answer_as_the_notebooks_model(q1, photos, tmp_path
 
 def test_overlapping_patches_are_refused_outside_the_notebook(q1, tmp_path):
     run = make_run(q1, patch_stride=4)
-    ckpt.save_best(
-        run, dict.fromkeys(("val_accuracy", "ema_accuracy", "val_loss", "ema_loss"), 1.0), tmp_path / "b.pth"
-    )
+    ckpt.save_best(run, SCORES, tmp_path / "b.pth")
     with pytest.raises(ValueError, match=r"b\.pth has overlapping patches: use it in q1\.ipynb"):
         predict.load(tmp_path / "b.pth")
 
 
 @pytest.mark.slow
 def test_the_readmes_script_names_a_picture(q1, photos, tmp_path):
-    script = re.search(
-        r"```python\n(from helpers\.vit import predict\n.*?)```", (ROOT / "README.md").read_text(), re.S
-    )[1]
+    readme = (ROOT / "README.md").read_text()
+    script = re.search(r"```python\n(from helpers\.vit import predict\n.*?)```", readme, re.S)[1]
     assert len(script.splitlines()) <= 10
     run = make_run(q1)
     path = tmp_path / "outputs" / "q1" / ckpt.BEST
     path.parent.mkdir(parents=True)
-    ckpt.save_best(run, dict.fromkeys(("val_accuracy", "ema_accuracy", "val_loss", "ema_loss"), 1.0), path)
+    ckpt.save_best(run, SCORES, path)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{script}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
