@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -80,6 +81,7 @@ class Progress:
     best_loss: float = math.inf  # theirs on the held-out images, which decides between equal accuracies
     best: dict[str, Any] | None = None  # content of best_vit_cifar10.pth, in case that it cannot be written
     best_is_saved: bool = False
+    best_path: Path | None = None  # where this process has written it last
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
     recent: list[Tensor] = field(default_factory=list)  # loss and gradient norm of the last ten steps
 

@@ -35,6 +35,7 @@ FILES = (*RESULTS, OWNER, "predictions.csv", "submission.csv", *(f"{name}.png" f
 SESSION = secrets.token_hex(6)  # of this process
 PROBE_BYTES = 64 * 2**20  # at most; more would take seconds on a slow disk
 _locks: dict[Path, Any] = {}  # folder -> the open file that holds its lock
+_signed: set[Path] = set()  # folders that this process has written its run.json into
 
 
 def new_id() -> str:
@@ -93,12 +94,13 @@ def own(out: Path, run_id: str) -> Path:
     """`out`, or where another process has taken it, `out`/earlier/<run_id>; asked before every save."""
     folder = None
     if distributed.is_main():
-        owner = _owner(out)
-        folder = out if owner.get("session", SESSION) == SESSION else out / "earlier" / run_id
-        if folder == out and owner.get("run") != run_id:
-            _sign(out, run_id)
-        elif folder != out:
+        owner, folder = _owner(out), out
+        taken = out.resolve() in _signed and owner.get("session", SESSION) != SESSION
+        if taken:
+            folder = out / "earlier" / run_id
             print(f"warning: {out} was taken by {_name(owner)}; run {run_id} goes on in {folder}")
+        elif owner.get("run") != run_id or owner.get("session") != SESSION:
+            _sign(out, run_id)
     return distributed.broadcast(folder)
 
 
@@ -160,6 +162,7 @@ def _sign(out: Path, run_id: str | None) -> None:
     try:
         with atomic_path(out / OWNER) as temporary:
             temporary.write_text(json.dumps(owner))
+        _signed.add(out.resolve())
     except OSError as error:
         print(f"warning: {out / OWNER} could not be written: {error}")
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from helpers.common.device import seed_everything
+from helpers.vit import best_weights
 from helpers.vit import checkpoint as ckpt
 from helpers.vit.config import MEASURES
 from test_recipe import Poisoned, make_run
@@ -153,13 +154,13 @@ def stored(**changes):
 def test_weights_to_be_tested_are_of_these_classes_and_of_this_run(tmp_path, capsys):
     ckpt.try_save(stored(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
-        ckpt.load_best(tmp_path / "other.pth", images(["car"]), None)
+        best_weights.load_best(tmp_path / "other.pth", images(["car"]), None)
     said = r"run bbb has saved no weights yet \(.*other\.pth is of run a{12}\)"
     with pytest.raises(RuntimeError, match=said):
-        ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), SimpleNamespace(id="bbb", best=None))
-    assert ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), None)["classes"] == ["cat", "dog"]
+        best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"]), SimpleNamespace(id="bbb", best=None))
+    assert best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"]), None)["classes"] == ["cat", "dog"]
     assert not capsys.readouterr().out
-    ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"], held_out=True), None)
+    best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"], held_out=True), None)
     assert "warning: these test images" in capsys.readouterr().out
 
 
@@ -174,13 +175,13 @@ BROKEN = {
 def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, said):
     ckpt.try_save(stored(**BROKEN[said]), tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=rf"bad\.pth:? {said}"):
-        ckpt.load_best(tmp_path / "bad.pth", images(["cat", "dog"]), None)
+        best_weights.load_best(tmp_path / "bad.pth", images(["cat", "dog"]), None)
 
 
 def test_images_are_of_the_size_that_the_checkpoint_was_trained_on(tmp_path):
     ckpt.try_save(stored(config={"img_size": 48}), tmp_path / "a.pth")
-    assert ckpt.image_size(SimpleNamespace(checkpoint=str(tmp_path / "a.pth"), img_size=32)) == 48
-    assert ckpt.image_size(SimpleNamespace(checkpoint=None, img_size=64)) == 64
+    assert best_weights.image_size(SimpleNamespace(checkpoint=str(tmp_path / "a.pth"), img_size=32)) == 48
+    assert best_weights.image_size(SimpleNamespace(checkpoint=None, img_size=64)) == 64
 
 
 def test_weights_that_could_not_be_written_are_tested_from_memory(q1, tmp_path, monkeypatch, capsys):
@@ -191,12 +192,12 @@ def test_weights_that_could_not_be_written_are_tested_from_memory(q1, tmp_path, 
     monkeypatch.setattr(torch, "save", full)
     out = q1.train(run, tmp_path)
     assert not (out / ckpt.BEST).exists()
-    best = ckpt.load_best(out / ckpt.BEST, images(run.classes), run)
+    best = best_weights.load_best(out / ckpt.BEST, images(run.classes), run)
     assert "missing or broken" in (said := capsys.readouterr().out) and "are taken from memory" in said
     assert best["val_accuracy"] == run.best_accuracy and best["run"] == run.id
     monkeypatch.setattr(torch, "save", save)  # room again
     ckpt.finish(run, None, tmp_path)
-    again = ckpt.load_best(out / ckpt.BEST, images(run.classes), run)
+    again = best_weights.load_best(out / ckpt.BEST, images(run.classes), run)
     assert again is not best and all(torch.equal(v, best["model"][k]) for k, v in again["model"].items())
 
 

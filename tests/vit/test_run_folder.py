@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import nbrun
+from helpers.vit import best_weights, run_folder
 from helpers.vit import checkpoint as ckpt
-from helpers.vit import run_folder
 from nbload import ROOT
 from test_recipe import make_run
 from train_claimed import DATASET
@@ -156,7 +158,7 @@ def test_runs_on_machines_that_share_a_disk_end_with_their_own_files(q1, tmp_pat
     assert ids_in(out) == {first.id} and len(rows_of(out / "history.csv")) == 3
     assert ids_in(tmp_path) == {second.id} and len(rows_of(tmp_path / "history.csv")) == 2
     for folder in (out, tmp_path):  # of whatever folder it is asked, the weights are its own
-        best = ckpt.load_best(folder / ckpt.BEST, DATASET, first)
+        best = best_weights.load_best(folder / ckpt.BEST, DATASET, first)
         assert best["run"] == first.id and best["val_accuracy"] == first.best_accuracy
 
 
@@ -169,7 +171,7 @@ def test_a_run_resumed_over_anothers_best_does_not_take_it_for_its_own(q1, tmp_p
     ckpt.resume(resumed, tmp_path / "last.pth")
     assert resumed.best is None and f"is of another run ({other.id}, not {run.id})" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=rf"run {run.id} has saved no weights yet \(.* is of run {other.id}\)"):
-        ckpt.load_best(tmp_path / ckpt.BEST, DATASET, resumed)
+        best_weights.load_best(tmp_path / ckpt.BEST, DATASET, resumed)
     q1.train(resumed, tmp_path)
     assert ids_in(tmp_path) == {run.id}
     kept = torch.load(tmp_path / "earlier" / other.id / ckpt.BEST, weights_only=True)
@@ -228,17 +230,28 @@ def test_two_runs_at_once_and_one_after_a_kill(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_all_in_the_folder_of_a_finished_run(tmp_path):
+def test_run_all_in_the_folder_of_a_finished_run_then_an_evaluation(tmp_path):
     tiny = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "train_size": 200, "tta": 0}
     tiny |= {"epochs": 1, "val_size": 100, "download": False, "out_dir": tmp_path / "out"}
-    summaries = []
+    summaries, out = [], tmp_path / "out"
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photos" / "a photo.png")
     environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-    for changes in ({}, {"lr": 1e-9, "min_lr": 0}):
+    worse = {"lr": 1e-9, "min_lr": 0, "pictures": tmp_path / "photos"}
+    for changes in ({}, worse, {"checkpoint": out / ckpt.BEST}):
         done = nbrun.execute("q1.ipynb", tmp_path, tiny | changes, tmp_path, environment)
         assert done.returncode == 0, done.stderr[-3000:]
-        summaries.append(json.loads((tmp_path / "out" / "run_summary.json").read_text()))
-    kept = tmp_path / "out" / "earlier" / summaries[0]["run"]
-    assert json.loads((kept / "run_summary.json").read_text()) == summaries[0]
+        summaries.append(json.loads((out / "run_summary.json").read_text()))
+        if changes == worse:
+            said = nbrun.printed(tmp_path)
+    first, second = summaries[:2]
+    kept = out / "earlier" / first["run"]
+    assert json.loads((kept / "run_summary.json").read_text()) == first
     assert {"data.png", "curves.png", "attention.png"} <= {path.name for path in kept.iterdir()}
-    assert f"had the run {summaries[0]['run']}" in nbrun.printed(tmp_path)
-    assert ids_in(kept) == {summaries[0]["run"]} and ids_in(tmp_path / "out") == {summaries[1]["run"]}
+    assert f"had the run {first['run']}" in said and re.search(r"^a photo\.png: \w+ \d+\.\d %, ", said, re.M)
+    assert (out / "pictures.png").is_file() and len(rows_of(out / "predictions.csv")) == 1
+    assert ids_in(kept) == {first["run"]} and ids_in(out) == {second["run"]}
+    # the evaluation has written below the folder, and the files of the training are as they were
+    evaluated = json.loads((out / "evaluation" / "run_summary.json").read_text())
+    assert evaluated["run"] == second["run"] and evaluated["test_accuracy"] == second["test_accuracy"]
+    assert summaries[2] == second and "To classify pictures of your own" in nbrun.printed(tmp_path)

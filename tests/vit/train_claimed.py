@@ -9,8 +9,8 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 import nbload
+from helpers.vit import best_weights, run_folder
 from helpers.vit import checkpoint as ckpt
-from helpers.vit import run_folder
 from test_recipe import CLASSES, make_run
 
 DATASET = SimpleNamespace(classes=CLASSES, source="random", held_out=False)
@@ -24,7 +24,7 @@ def main(out: Path, seed: int, epochs: int) -> None:
     run_folder.claim(out, SimpleNamespace(resume=False, checkpoint=None))
     print("run", run.id, flush=True)
     out = q1.train(run, out)
-    best = ckpt.load_best(out / ckpt.BEST, DATASET, run)
+    best = best_weights.load_best(out / ckpt.BEST, DATASET, run)
     run.model.load_state_dict(best["model"])
     print("tested", best["run"], best["val_accuracy"], q1.validate(run, run.val)["val_accuracy"], flush=True)
 
