@@ -28,7 +28,7 @@ SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
 Q1_CELL = [  # what people change; the others are in the recipe's table alone
     "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "pictures", "all_gpus", "max_minutes",
-    "epochs", "batch_size",
+    "epochs", "lr",
 ]
 Q1_PARAMETERS = [
     "data_root", "out_dir", "preset", "download", "seed", "resume", "init_weights", "checkpoint", "pictures",

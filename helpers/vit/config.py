@@ -89,9 +89,10 @@ def _parameters(cfg: SimpleNamespace) -> int:
 
 
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
-    """Bring `cfg`, in place, to what can be done with these images, and note which they are."""
-    total = len(dataset.train_labels)
+    """Bring `cfg`, in place, to what can be done with these images, note which they are, and say how many."""
+    total, to_test = len(dataset.train_labels), f"{len(dataset.test_labels):,} to test on"
     if not total:  # of a data set with test images alone a checkpoint is tested
+        print(f"no images to train on, {to_test}")
         return
     if cfg.val_size > total // 5:
         cfg.val_size = total // 5
@@ -106,6 +107,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(dataset.classes)} classes"
     cfg.images = f"{dataset.name}: {counts}, checksum {fingerprint(dataset)}"
     distributed.check_same(cfg.images, "images")
+    print(f"{cfg.train_size or total - cfg.val_size:,} images to train on, {cfg.val_size:,} held out, {to_test}")
 
 
 def make_config(

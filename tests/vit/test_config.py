@@ -114,7 +114,7 @@ def test_test_images_alone_are_enough_for_an_evaluation(q1, monkeypatch, tmp_pat
     cfg = configured(q1, checkpoint="a.pth")
     capsys.readouterr()
     fit_to_images(cfg, images(count=0))
-    assert not capsys.readouterr().out
+    assert capsys.readouterr().out == "no images to train on, 50 to test on\n"
 
 
 def test_paths_become_text(q1):
@@ -161,6 +161,7 @@ def images(name="CIFAR-10", count=100):
     return SimpleNamespace(
         name=name,
         train_labels=torch.arange(count) % 10,
+        test_labels=torch.arange(50),
         classes="abcdefghij",
         train_images=torch.zeros(count, dtype=torch.uint8),
     )
@@ -171,6 +172,7 @@ def test_settings_are_fitted_to_the_images(q1, monkeypatch, tmp_path, capsys):
     cfg = configured(q1)
     fit_to_images(cfg, images())
     assert (cfg.val_size, cfg.batch_size, cfg.max_minutes) == (20, 64, 8) and "80 + 20 of 10 classes" in cfg.images
+    assert "80 images to train on, 20 held out, 50 to test on" in capsys.readouterr().out
     for given, minutes in (({}, 2), ({"max_minutes": 8}, 8), ({"max_minutes": 0.5}, 0.5)):
         cfg = configured(q1, batch_size=512, **given)
         fit_to_images(cfg, images("ten shapes (synthetic)"))
