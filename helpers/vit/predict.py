@@ -99,7 +99,7 @@ def tell(answers: Iterator[Answer], classes: Sequence[str], table: Path) -> list
         rows.append((str(answer.path), named[0][0], f"{named[0][1]:.2f}"))
         if len(first) < SHOWN:
             first.append(answer)
-            print(f"{answer.path.name}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in named))
+            print(f"{answer.path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in named))
     if len(rows) > len(first):
         print(f"and {len(rows) - len(first):,} more: all are in {table}")
     with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -191,7 +191,10 @@ def _batches(
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more for a damaged file
             return path, reason(error)
 
-    with ThreadPoolExecutor(16) as pool, tqdm(total=len(paths), desc=title, disable=len(paths) <= BATCH) as bar:
+    with (
+        ThreadPoolExecutor(16) as pool,
+        tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH) as bar,
+    ):
         for start in range(0, len(paths), BATCH):
             results = [*pool.map(attempt, paths[start : start + BATCH])]
             read = [entry for entry in results if isinstance(entry[1], Tensor)]

@@ -248,7 +248,7 @@ def test_run_all_in_the_folder_of_a_finished_run_then_an_evaluation(tmp_path):
     kept = out / "earlier" / first["run"]
     assert json.loads((kept / "run_summary.json").read_text()) == first
     assert {"data.png", "curves.png", "attention.png"} <= {path.name for path in kept.iterdir()}
-    assert f"had the run {first['run']}" in said and re.search(r"^a photo\.png: \w+ \d+\.\d %, ", said, re.M)
+    assert f"had the run {first['run']}" in said and re.search(r"/photos/a photo\.png: \w+ \d+\.\d %, ", said, re.M)
     assert (out / "pictures.png").is_file() and len(rows_of(out / "predictions.csv")) == 1
     assert ids_in(kept) == {first["run"]} and ids_in(out) == {second["run"]}
     # the evaluation has written below the folder, and the files of the training are as they were
