@@ -191,10 +191,8 @@ def _batches(
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more for a damaged file
             return path, reason(error)
 
-    with (
-        ThreadPoolExecutor(16) as pool,
-        tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH) as bar,
-    ):
+    bar = tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH)
+    with ThreadPoolExecutor(16) as pool, bar:
         for start in range(0, len(paths), BATCH):
             results = [*pool.map(attempt, paths[start : start + BATCH])]
             read = [entry for entry in results if isinstance(entry[1], Tensor)]

@@ -34,7 +34,7 @@ FIGURES = ("data", "augmentation", "schedule", "curves", "classes", "calibration
 FILES = (*RESULTS, OWNER, "predictions.csv", "submission.csv", *(f"{name}.png" for name in FIGURES))
 SESSION = secrets.token_hex(6)  # of this process
 PROBE_BYTES = 64 * 2**20  # at most; more would take seconds on a slow disk
-_locks: dict[Path, Any] = {}  # folder -> the open file that holds its lock
+_locks: dict[Path, int] = {}  # folder -> the open file descriptor that holds its lock
 _signed: set[Path] = set()  # folders that this process has written its run.json into
 
 
@@ -87,7 +87,7 @@ def claim(out: Path, cfg: SimpleNamespace) -> None:
 def release() -> None:
     """Let other processes use the folders that this one has taken."""
     while _locks:
-        _locks.popitem()[1].close()
+        os.close(_locks.popitem()[1])
 
 
 def own(out: Path, run_id: str) -> Path:
@@ -137,22 +137,23 @@ def _set_aside_all(out: Path) -> None:
 
 
 def _lock(out: Path) -> None:
-    """Hold the lock of `out` until this process ends or calls `release`; raises `RuntimeError` where another does."""
+    """Lock the folder `out` itself until this process ends or calls `release`; raises `RuntimeError` where another one
+    holds it."""
     out = out.resolve()
     if out in _locks or fcntl is None:
         return
     release()
-    file = (out / ".lock").open("a")
+    handle = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(handle)
         owner = _name(_owner(out))
         raise RuntimeError(f"{out} is in use by {owner}: give another out_dir, or end that one first") from None
     except OSError:  # a file system without locks
-        file.close()
+        os.close(handle)
     else:
-        _locks[out] = file
+        _locks[out] = handle
 
 
 def _sign(out: Path, run_id: str | None) -> None:

@@ -111,20 +111,21 @@ def test_files_from_before_runs_had_an_id_are_kept_by_their_date(tmp_path, capsy
 
 def test_a_folder_in_use_is_refused(tmp_path):
     """Another open file holds the lock here, as another process would."""
-    with (tmp_path / ".lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        owner = {"run": "0123456789ab", "session": "another", "host": "here", "pid": 7, "began": "2026-01-01 00:00"}
-        (tmp_path / "run.json").write_text(json.dumps(owner))
-        said = "in use by run 0123456789ab, process 7 on here since 2026-01-01 00:00: give another out_dir"
-        with pytest.raises(RuntimeError, match=said):
-            run_folder.claim(tmp_path, FRESH)
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    owner = {"run": "0123456789ab", "session": "another", "host": "here", "pid": 7, "began": "2026-01-01 00:00"}
+    (tmp_path / "run.json").write_text(json.dumps(owner))
+    said = "in use by run 0123456789ab, process 7 on here since 2026-01-01 00:00: give another out_dir"
+    with pytest.raises(RuntimeError, match=said):
+        run_folder.claim(tmp_path, FRESH)
+    fcntl.flock(other, fcntl.LOCK_UN)
     run_folder.claim(tmp_path, FRESH)
     run_folder.claim(tmp_path, FRESH)  # cells that run again are not a second one
-    with (tmp_path / ".lock").open("w") as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        run_folder.release()
+    with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    run_folder.release()
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
 
 
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
