@@ -26,18 +26,9 @@ Recipe = Mapping[str, Sequence[Any]]  # setting -> a value for each preset
 OTHER_SETTINGS = (
     "data_root", "out_dir", "download", "seed", "resume", "init_weights", "checkpoint", "pictures", "all_gpus",
 )  # fmt: skip
-# Settings that a stored model is built by.
-MEASURES = [
-    "img_size",
-    "patch_size",
-    "patch_stride",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "pool",
-    "drop_path",
-]
+MEASURES = (  # what a stored model is built by
+    "img_size", "patch_size", "patch_stride", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path",
+)  # fmt: skip
 # With other values of these a run may be resumed.
 MAY_CHANGE = {"preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"}
 MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
@@ -174,11 +165,7 @@ def check_config(cfg: SimpleNamespace) -> None:
         require(name, value is None or (isinstance(value, str | os.PathLike) and str(value).strip()), "a path, or None")
         if value is not None:
             setattr(cfg, name, os.path.expanduser(value))  # noqa: PTH111 ("./data" stays as it is)
-    _check_resume(cfg, require)
-    if cfg.init_weights:
-        require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint (looked for from {Path.cwd()})")
-    if cfg.pictures:
-        find_pictures(cfg.pictures)
+    _check_files(cfg, require)
     # what depends on another setting
     stride = cfg.patch_stride or cfg.patch_size
     require("pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
@@ -195,17 +182,23 @@ def _is_flag(value: Any) -> bool:
     return value is None or (isinstance(value, Integral) and value in (0, 1))
 
 
-def _check_resume(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]) -> None:
-    """The setting `resume` is a flag, or else becomes the path of a last.pth."""
+def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]) -> None:
+    """What `resume`, `init_weights` and `pictures` name is there, on the machine of the process that reads it; `resume`
+    becomes a flag or the path of a last.pth."""
+    main, here = distributed.is_main(), f"looked for from {Path.cwd()}"
     if _is_flag(cfg.resume):
         cfg.resume = bool(cfg.resume)
-        return
-    path = Path(os.path.expanduser(cfg.resume)) if isinstance(cfg.resume, str | os.PathLike) else None  # noqa: PTH111
-    if path and path.is_dir():
-        path = path / LAST
-    expected = f"True or False, without quotation marks, or the path of a {LAST} (looked for from {Path.cwd()})"
-    require("resume", bool(path) and path.is_file(), expected)
-    cfg.resume = str(path)
+    else:
+        expected = f"True or False, without quotation marks, or the path of a {LAST} ({here})"
+        require("resume", isinstance(cfg.resume, str | os.PathLike) and str(cfg.resume).strip(), expected)
+        path = Path(os.path.expanduser(cfg.resume))  # noqa: PTH111
+        path = path / LAST if path.is_dir() else path
+        require("resume", path.is_file() or not main, expected)
+        cfg.resume = str(path)
+    if cfg.init_weights and main:
+        require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint ({here})")
+    if cfg.pictures and main:
+        find_pictures(cfg.pictures)
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:

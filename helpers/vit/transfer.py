@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.common import distributed
 from helpers.common.files import load_plain, some
 
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel and torch.compile
@@ -34,7 +35,8 @@ def begin_from(run: Any, path: Path | str) -> None:
     """Let a fresh `run` begin with the weights in the file `path`: one of q1's checkpoints, or a state dict with timm's
     names. Positions of another grid are resampled; a head of other classes, and whatever has another shape, is left
     out, and said so. Raises `ValueError` where no block fits, or a weight is not finite."""
-    content = load_plain(Path(path), ": give the checkpoint of a ViT as init_weights")
+    advice = ": give the checkpoint of a ViT as init_weights"
+    content = distributed.broadcast(load_plain(Path(path), advice) if distributed.is_main() else None)
     content = content if isinstance(content, dict) else {}
     weights = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)), content)
     weights = _unwrapped({name: value for name, value in weights.items() if isinstance(value, Tensor)})
