@@ -139,7 +139,7 @@ NUMBERS = (  # settings, their kind, least and largest value, and the same in wo
 )
 
 
-FLAGS = "download compile all_gpus mimetic"
+FLAGS = "download compile all_gpus mimetic"  # True or False; amp and resume may be more
 PATHS = "data_root out_dir init_weights checkpoint pictures"
 
 
