@@ -72,10 +72,10 @@ def test_variants_differ_in_what_they_say(q1):
         for changed, replaced in variants.values():
             assert not set(changed) - set(q1.RECIPE)
             assert all(hasattr(q1, name) for name in set(replaced) - {"beta2"})
-    plain = gpu.notebook({"init_weights": "plain_init", "beta2": 0.5})
+    plain = gpu.notebook({"fresh_weights": "plain_init", "beta2": 0.5})
     found = bench_q1.load_images(None, False)
     run = gpu.new_run(plain, gpu.SMALL | {"batch_size": 16}, found, pick_compute())
-    assert plain.init_weights is gpu.plain_init and {g["betas"] for g in run.optimizer.param_groups} == {(0.9, 0.5)}
+    assert plain.fresh_weights is gpu.plain_init and {g["betas"] for g in run.optimizer.param_groups} == {(0.9, 0.5)}
     x = torch.randn(4, 3, 32, 32)
     sizes, first = gpu.stream(run.model, x), run.model.eval().embed(x)  # before and after each block
     expected = [first.pow(2).mean().sqrt().item(), run.model.blocks[0](first).pow(2).mean().sqrt().item()]

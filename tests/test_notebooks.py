@@ -20,18 +20,20 @@ from PIL import Image
 import nbload
 import nbrun
 from helpers.vit import data
+from helpers.vit.config import OTHER_SETTINGS
 
 ROOT = nbload.ROOT
 TINY = {"amp": False, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "batch_size": 64}
 SHORT = {"epochs": 2, "val_size": 100, "max_minutes": 5}
 # fmt: off
 Q1_CELL = [  # what people change; the others are in the recipe's table alone
-    "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "all_gpus", "max_minutes", "epochs",
-    "batch_size", "lr",
+    "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "pictures", "all_gpus", "max_minutes",
+    "epochs", "lr",
 ]
 Q1_PARAMETERS = [
-    "data_root", "out_dir", "preset", "download", "seed", "resume", "checkpoint", "max_minutes", "compile", "img_size",
-    "patch_size", "patch_stride", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path", "epochs",
+    "data_root", "out_dir", "preset", "download", "seed", "resume", "init_weights", "checkpoint", "pictures",
+    "max_minutes", "compile", "img_size", "patch_size", "patch_stride",
+    "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path", "epochs",
     "batch_size", "lr", "min_lr", "weight_decay", "warmup_epochs", "layer_decay", "clip_grad", "randaug_n", "randaug_m",
     "erase_prob", "mixup", "cutmix", "mix_off_epochs", "label_smoothing", "ema_decay", "amp", "val_size", "tta",
     "train_size",
@@ -126,9 +128,10 @@ def test_q1_best_checkpoint_is_self_contained_and_evaluates_to_the_same(run, q1,
         "q1.ipynb", tmp_path, tmp_path, download=False, checkpoint=run / "best_vit_cifar10.pth", tta=0, amp=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    again = json.loads((tmp_path / "run_summary.json").read_text())
+    again = json.loads((tmp_path / "evaluation" / "run_summary.json").read_text())
     assert again["test_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert again["test_accuracy_tta"] is None and again["parameters"] == summary["parameters"]
+    assert again["run"] == summary["run"]
     assert not (tmp_path / "last.pth").exists() and not (tmp_path / "best_vit_cifar10.pth").exists()
 
 
@@ -185,7 +188,8 @@ def test_parameters_are_literals_under_their_promised_names():
     (cell,) = [cell for cell in nbload.code_cells("q1.ipynb") if "parameters" in cell["metadata"].get("tags", [])]
     assignments = ast.parse(cell["source"]).body
     names = [node.targets[0].id for node in assignments]
-    assert names == Q1_CELL and not set(Q1_PARAMETERS) - set(nbload.load("q1.ipynb").RECIPE) - set(names) - {"preset"}
+    assert names == Q1_CELL
+    assert not set(Q1_PARAMETERS) - set(nbload.load("q1.ipynb").RECIPE) - {*OTHER_SETTINGS, "preset"}
     for node in assignments:
         ast.literal_eval(node.value)
 

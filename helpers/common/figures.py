@@ -24,6 +24,8 @@ STYLE = {
     "grid.alpha": 0.3,
     "image.interpolation": "nearest",
 }
+# In names and paths a dollar sign is no beginning of a formula: for every text that shows one.
+PLAIN = {"parse_math": False}
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -41,14 +43,14 @@ def panels(width: float, height: float, rows: int, columns: int):
     return figure, axes
 
 
-def image_grid(images: np.ndarray, titles: Sequence[str], columns: int, title: str) -> Figure:
-    """Small images uint8 `[N, H, W, 3]` in a grid, each under its title."""
+def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, title: str) -> Figure:
+    """Small images, each uint8 `[H, W, 3]`, in a grid, each under its title."""
     rows = max(1, -(-len(images) // columns))
     figure, axes = panels(1.15 * columns, 1.35 * rows + 0.4, rows, columns)
     for axis, image, text in zip(axes, images, titles, strict=False):
         axis.imshow(image)
-        axis.set_title(text, fontsize=8, pad=3)
-    figure.suptitle(title)
+        axis.set_title(text, fontsize=8, pad=3, **PLAIN)
+    figure.suptitle(title, **PLAIN)
     return figure
 
 
@@ -59,7 +61,7 @@ def finish(figure: Figure, path: Path | str, footer: str) -> None:
         lines = textwrap.wrap(footer, int(inches[0] * 15))
         below = 0.16 * len(lines) / inches[1]
         figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
-        figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom")
+        figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom", **PLAIN)
         with dispensable_path(path) as temporary:
             figure.savefig(temporary)
         show(figure)

@@ -43,9 +43,9 @@ def load_plain(path: Path, advice: str, mmap: bool = False) -> Any:
         raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint{advice}") from error
 
 
-def free_space(path: Path | str) -> str:
-    """Free space beside `path`, as text."""
-    return f"{shutil.disk_usage(Path(path).parent).free / 2**20:,.0f} MiB"
+def free_space(path: Path | str) -> int:
+    """Free bytes beside `path`."""
+    return shutil.disk_usage(Path(path).parent).free
 
 
 @contextlib.contextmanager
@@ -59,9 +59,9 @@ def dispensable_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
-    """Write rows that share their keys, by `dispensable_path`."""
+    """Write rows, by `dispensable_path`; a column for every key that is in any of them."""
     with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from helpers.common import distributed
+from helpers.vit.run_folder import new_id
 
 
 class Clock:
@@ -68,13 +70,18 @@ class Progress:
     progress: float = 0.0  # 0 to 1, see Clock
     step: int = 0
     steps_per_epoch: int = 1
+    id: str = field(default_factory=new_id)  # in all of a run's files; a resumed run has that of the one it goes on
     chunk: int = 1  # batches that the input pipeline makes at once
     parts: int = 1  # in which a batch is computed, one after the other, where memory is short
     skipped: int = 0  # steps whose gradients were not finite
     seconds: float = 0.0  # of training, validation and saving included
     train_seconds: float = 0.0  # of training steps alone
     saved: float = -math.inf  # when last.pth was written, in these seconds
-    best_accuracy: float = -1.0  # of what is saved, percent; -1: nothing yet
+    best_accuracy: float = -1.0  # of the best weights, percent; -1: nothing yet
+    best_loss: float = math.inf  # theirs on the held-out images, which decides between equal accuracies
+    best: dict[str, Any] | None = None  # content of best_vit_cifar10.pth, in case that it cannot be written
+    best_is_saved: bool = False
+    best_path: Path | None = None  # where this process has written it last
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
     recent: list[Tensor] = field(default_factory=list)  # loss and gradient norm of the last ten steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,13 +15,20 @@ from typing import Any
 import torch
 
 from helpers.common import distributed, environment
-from helpers.common.device import pick_compute, seed_everything
+from helpers.common.device import PRECISIONS, pick_compute, seed_everything
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
+from helpers.vit.predict import find_pictures
+from helpers.vit.run_folder import LAST, check_writable
 
 Recipe = Mapping[str, Sequence[Any]]  # setting -> a value for each preset
 # Settings that are the same in every preset: they say where and how, not what is trained.
-OTHER_SETTINGS = ("data_root", "out_dir", "download", "seed", "resume", "checkpoint", "all_gpus")
+OTHER_SETTINGS = (
+    "data_root", "out_dir", "download", "seed", "resume", "init_weights", "checkpoint", "pictures", "all_gpus",
+)  # fmt: skip
+MEASURES = (  # what a stored model is built by
+    "img_size", "patch_size", "patch_stride", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool", "drop_path",
+)  # fmt: skip
 # With other values of these a run may be resumed.
 MAY_CHANGE = {"preset", "given", "processes", "epochs", "max_minutes", "amp", "compile", "tta"}
 MAY_CHANGE |= {*OTHER_SETTINGS} - {"seed"}
@@ -45,14 +52,20 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
     device = distributed.start()
     gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
     given = dict(vars(cfg))
-    cfg = make_config(recipe, presets, given.pop("preset") or "auto", given, distributed.broadcast(gpu_memory))
-    cfg.out_dir = cfg.out_dir or environment.default_out_dir() / ("evaluation" if cfg.checkpoint else "")
+    preset = "auto" if given["preset"] is None else given["preset"]
+    given.pop("preset")
+    cfg = make_config(recipe, presets, preset, given, distributed.broadcast(gpu_memory))
     check_config(cfg)
+    # beside the files of a training, never over them
+    cfg.out_dir = str(Path(cfg.out_dir or environment.default_out_dir()) / ("evaluation" if cfg.checkpoint else ""))
     compute = pick_compute(cfg.amp, device, cpu_bf16=True)
     compute = replace(compute, precision=distributed.broadcast(compute.precision))
+    if (compute.device.type, compute.precision) == ("cpu", "fp16"):
+        print('warning: amp="fp16" takes many times as long on a CPU: amp=True chooses what this one can do')
     seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
+    weights = 4 * _parameters(cfg)  # bytes
+    check_writable(Path(cfg.out_dir), *((0, 0) if cfg.checkpoint else (weights, 4 * weights)))
     several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
     hardware = several if distributed.size() > 1 else str(compute)
     versions = environment.versions("torch", "torchvision", "timm", "numpy")
@@ -60,9 +73,18 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
     return cfg, compute, Path(cfg.out_dir), f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
 
 
+def _parameters(cfg: SimpleNamespace) -> int:
+    """About how many parameters the model has."""
+    tokens = (cfg.img_size // (cfg.patch_stride or cfg.patch_size)) ** 2
+    return int(cfg.embed_dim * (cfg.depth * cfg.embed_dim * (4 + 2 * cfg.mlp_ratio) + 3 * cfg.patch_size**2 + tokens))
+
+
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
-    """Bring `cfg`, in place, to what can be done with these images, and note which they are."""
-    total = len(dataset.train_labels)
+    """Bring `cfg`, in place, to what can be done with these images, note which they are, and say how many."""
+    total, to_test = len(dataset.train_labels), f"{len(dataset.test_labels):,} to test on"
+    if not total:  # of a data set with test images alone a checkpoint is tested
+        print(f"no images to train on, {to_test}")
+        return
     if cfg.val_size > total // 5:
         cfg.val_size = total // 5
         print(f"val_size={cfg.val_size}: more than a fifth of the training images are not held out")
@@ -76,6 +98,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(dataset.classes)} classes"
     cfg.images = f"{dataset.name}: {counts}, checksum {fingerprint(dataset)}"
     distributed.check_same(cfg.images, "images")
+    print(f"{cfg.train_size or total - cfg.val_size:,} images to train on, {cfg.val_size:,} held out, {to_test}")
 
 
 def make_config(
@@ -105,7 +128,7 @@ NUMBERS = (  # settings, their kind, least and largest value, and the same in wo
     ("train_size", Integral, 2, math.inf, "a whole number, at least 2, or None"),
     ("randaug_n val_size", Integral, 0, math.inf, "a whole number, 0 or more"),
     ("tta", Integral, 0, 4, "a shift of 0 (off) to 4 pixels"),
-    ("seed", Integral, -math.inf, math.inf, "a whole number"),
+    ("seed", Integral, 0, 2**32 - 1, "a whole number from 0 to 4,294,967,295"),
     ("epochs lr mlp_ratio", Real, ABOVE_0, math.inf, "a number above 0"),
     ("weight_decay warmup_epochs mix_off_epochs clip_grad mixup cutmix min_lr", Real, 0, math.inf, "0 or more"),
     ("drop_path label_smoothing ema_decay", Real, 0, BELOW_1, "from 0 to below 1"),
@@ -116,12 +139,13 @@ NUMBERS = (  # settings, their kind, least and largest value, and the same in wo
 )
 
 
+FLAGS = "download compile all_gpus mimetic"  # True or False; amp and resume may be more
+PATHS = "data_root out_dir init_weights checkpoint pictures"
+
+
 def check_config(cfg: SimpleNamespace) -> None:
     """Raise `ValueError` naming a setting, its value and what it may be, before anything runs for hours; paths become
     text in place, since a checkpoint that holds anything but tensors and plain values is not safe to load."""
-    for name in ("data_root", "out_dir", "checkpoint"):
-        if getattr(cfg, name) is not None:
-            setattr(cfg, name, os.path.expanduser(getattr(cfg, name)))  # noqa: PTH111 ("./data" stays as it is)
 
     def require(name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -131,7 +155,17 @@ def check_config(cfg: SimpleNamespace) -> None:
         for name in names.split():
             value = getattr(cfg, name)
             optional = value is None and name in ("patch_stride", "train_size")
-            require(name, optional or (isinstance(value, kind) and least <= value <= largest), expected)
+            number = isinstance(value, kind) and value is not True and abs(value) < math.inf
+            require(name, optional or (number and least <= value <= largest), expected)
+    for name in FLAGS.split():
+        require(name, _is_flag(getattr(cfg, name)), "True or False, without quotation marks")
+    require("amp", _is_flag(cfg.amp) or cfg.amp in (*PRECISIONS,), f"True, False or one of {', '.join(PRECISIONS)}")
+    for name in PATHS.split():
+        value = getattr(cfg, name)
+        require(name, value is None or (isinstance(value, str | os.PathLike) and str(value).strip()), "a path, or None")
+        if value is not None:
+            setattr(cfg, name, os.path.expanduser(value))  # noqa: PTH111 ("./data" stays as it is)
+    _check_files(cfg, require)
     # what depends on another setting
     stride = cfg.patch_stride or cfg.patch_size
     require("pool", cfg.pool in ("cls", "mean"), "'cls' or 'mean'")
@@ -144,10 +178,38 @@ def check_config(cfg: SimpleNamespace) -> None:
     require("batch_size", cfg.batch_size % 2 == 0, "an even number, since MixUp and CutMix pair images")
 
 
+def _is_flag(value: Any) -> bool:
+    return value is None or (isinstance(value, Integral) and value in (0, 1))
+
+
+def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]) -> None:
+    """What `resume`, `init_weights` and `pictures` name is there, on the machine of the process that reads it; `resume`
+    becomes a flag or the path of a last.pth."""
+    main, here = distributed.is_main(), f"looked for from {Path.cwd()}"
+    if _is_flag(cfg.resume):
+        cfg.resume = bool(cfg.resume)
+    else:
+        expected = f"True or False, without quotation marks, or the path of a {LAST} ({here})"
+        require("resume", isinstance(cfg.resume, str | os.PathLike) and str(cfg.resume).strip(), expected)
+        path = Path(os.path.expanduser(cfg.resume))  # noqa: PTH111
+        path = path / LAST if path.is_dir() else path
+        require("resume", path.is_file() or not main, expected)
+        cfg.resume = str(path)
+    if cfg.init_weights and main:
+        require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint ({here})")
+    if cfg.pictures and main:
+        find_pictures(cfg.pictures)
+
+
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:
     """Raise `ValueError` naming every setting in which `cfg` differs from the `stored` one of the run to resume."""
     now = vars(cfg)
     differing = [name for name in sorted(now.keys() & stored.keys() - MAY_CHANGE) if now[name] != stored[name]]
+    if differing == ["images"]:
+        raise ValueError(
+            f"{path} is of a run with other images, or in another order: {stored['images']} (now {now['images']}): "
+            f"give the data_root it began with ({stored.get('data_root')!r} there), or start anew with resume=False"
+        )
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
         raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")

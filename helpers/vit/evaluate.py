@@ -46,17 +46,23 @@ def predict(
     return torch.cat(parts, dim=1)
 
 
-def held_out_accuracy(
+def held_out_scores(
     model: nn.Module, held_out: Split, prepare: Callable[[Tensor], Tensor], compute: Compute
-) -> float | None:
-    """Accuracy in percent over the images of all processes, each of which tries its share; `None` without images."""
+) -> tuple[float | None, float | None]:
+    """Accuracy in percent and mean cross-entropy over the images of all processes, each of which tries its share;
+    `None` for both without images."""
     if not len(held_out):
-        return None
+        return None, None
     part = distributed.shard(len(held_out))
-    images, labels = held_out.images[part], held_out.labels[part]
-    guesses = predict(model, images, prepare, compute)[0].argmax(-1) if len(images) else labels.cpu()
-    right = (guesses == labels.cpu()).sum().to(compute.device)
-    return 100 * distributed.all_reduce_sum(right).item() / len(held_out)
+    images, labels = held_out.images[part], held_out.labels[part].cpu()
+    sums = torch.zeros(2, dtype=torch.float64)
+    if len(images):
+        probabilities = predict(model, images, prepare, compute)[0].double()
+        true = probabilities.gather(1, labels[:, None]).clamp_min(1e-45)  # float32's least: the loss stays finite
+        sums = torch.stack([(probabilities.argmax(-1) == labels).double().sum(), -true.log().sum()])
+    sums = sums.float() if compute.device.type == "mps" else sums  # which has no float64
+    right, loss = distributed.all_reduce_sum(sums.to(compute.device)).tolist()
+    return 100 * right / len(held_out), loss / len(held_out)
 
 
 def report(
@@ -97,5 +103,5 @@ def calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[dict
 
 
 def first_of_each_class(labels: Tensor) -> list[int]:
-    """Indices of the first image of every class that has any, by class."""
-    return [int((labels == label).nonzero()[0]) for label in labels.unique()]
+    """Indices of the first image of every class that has any, by class; of ten classes at most."""
+    return [int((labels == label).nonzero()[0]) for label in labels.unique()[:10]]

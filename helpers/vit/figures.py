@@ -9,8 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers.common.figures import PALETTE, image_grid, new_figure
+from helpers.common.figures import PALETTE, PLAIN, image_grid, new_figure
 from helpers.vit.image_set import ImageSet
+from helpers.vit.predict import Answer
+
+NAMED = 20  # classes whose names and numbers have room in a figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
@@ -37,21 +44,28 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
 
 
 def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Accuracy per class beside the confusion matrix: counts `[C, C]`, rows are the true class."""
+    """Accuracy per class beside the confusion matrix: counts `[C, C]`, rows are the true class. Of more than
+    `NAMED` classes the least accurate ones are named, and the matrix has no numbers."""
     figure, (left, right) = new_figure(12, 5.2, 1, 2)
-    share = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    bars = left.barh(classes, share.diagonal())
+    share, few = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1), len(classes) <= NAMED
+    shown = np.arange(len(classes)) if few else share.diagonal().argsort(kind="stable")[:NAMED]
+    bars = left.barh(range(len(shown)), share.diagonal()[shown])
+    left.set_yticks(range(len(shown)), [_short(classes[k]) for k in shown], **PLAIN)
     left.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
-    left.set(title="Accuracy per class", xlabel="accuracy (%)", xlim=(0, 110))
+    title = "Accuracy per class" if few else f"The {len(shown)} least accurate of {len(classes)} classes"
+    left.set(title=title, xlabel="accuracy (%)", xlim=(0, 110))
     left.invert_yaxis()
     right.imshow(share, cmap="Blues", vmin=0, vmax=100)
     right.grid(False)
-    for (row, column), count in np.ndenumerate(confusion):
-        colour = "white" if share[row, column] > 55 else "black"
-        right.text(column, row, f"{count:d}", ha="center", va="center", fontsize=8, color=colour)
-    right.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    right.set_yticks(range(len(classes)), classes)
-    right.set(title="Confusion matrix (images)", xlabel="predicted class", ylabel="true class")
+    if few:
+        for (row, column), count in np.ndenumerate(confusion):
+            colour = "white" if share[row, column] > 55 else "black"
+            right.text(column, row, f"{count:d}", ha="center", va="center", fontsize=8, color=colour)
+        names = [_short(name) for name in classes]
+        right.set_xticks(range(len(classes)), names, rotation=45, ha="right", **PLAIN)
+        right.set_yticks(range(len(classes)), names, **PLAIN)
+    right.set(title=f"Confusion matrix ({'images' if few else '% of a class'})")
+    right.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 
@@ -72,7 +86,7 @@ def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
 def pictures(images: Tensor, titles: Sequence[str], title: str) -> Figure:
     """Images `[N, 3, H, W]` (uint8, or float from 0 to 1), ten in a row, each under its title."""
     images = images if images.dtype == torch.uint8 else images.clamp(0, 1)
-    return image_grid(images.permute(0, 2, 3, 1).cpu().numpy(), titles, 10, title)
+    return image_grid(images.permute(0, 2, 3, 1).cpu().numpy(), [*map(_short, titles)], 10, title)
 
 
 def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
@@ -81,8 +95,21 @@ def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
     order = confidence.argsort(descending=True, stable=True)
     worst = order[(guesses != dataset.test_labels)[order]][:count]
     rows = zip(confidence[worst], guesses[worst], dataset.test_labels[worst], strict=True)
-    titles = [f"{dataset.classes[guess]} {100 * sure:.0f} %\nis {dataset.classes[true]}" for sure, guess, true in rows]
-    return pictures(dataset.test_images[worst], titles, "Most confident mistakes")
+    names = [_short(name) for name in dataset.classes]
+    titles = [f"{names[guess]} {100 * sure:.0f} %\nis {names[true]}" for sure, guess, true in rows]
+    images = dataset.test_images[worst].permute(0, 2, 3, 1).numpy()
+    return image_grid(images, titles, 10, "Most confident mistakes")
+
+
+def answers(entries: Sequence[Answer], classes: Sequence[str]) -> Figure:
+    """The user's pictures as the model sees them, each under its class, how sure that is, and its name."""
+    images = [entry.image.permute(1, 2, 0).numpy() for entry in entries]
+    surest = [entry.probabilities.max(-1) for entry in entries]
+    titles = [
+        f"{_short(classes[int(k)])} {100 * p:.0f} %\n{_short(entry.path.name)}"
+        for entry, (p, k) in zip(entries, surest, strict=True)
+    ]
+    return image_grid(images, titles, max(3, min(10, len(images))), "Your pictures")
 
 
 def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence[int], maps: Tensor) -> Figure:
@@ -96,6 +123,6 @@ def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence
             axis.axis("off")
         extent = (-0.5, size - 0.5, size - 0.5, -0.5)
         axes[1, column].imshow(weights, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
-        axes[0, column].set_title(guess, fontsize=8)
+        axes[0, column].set_title(_short(guess), fontsize=8, **PLAIN)
     figure.suptitle("The first test image of each class, and its prediction")
     return figure

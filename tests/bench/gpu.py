@@ -37,8 +37,8 @@ from bench_common import ROOT, nbload, spread
 from helpers.common import environment
 from helpers.common.device import Compute, pick_compute
 from helpers.common.figures import PALETTE, finish, new_figure
+from helpers.vit import best_weights, config, engine, evaluate, figures
 from helpers.vit import checkpoint as ckpt
-from helpers.vit import config, engine, evaluate, figures
 from helpers.vit.clock import Clock
 from helpers.vit.data import hold_out, load_images, pixel_statistics
 from helpers.vit.image_set import ImageSet
@@ -50,7 +50,7 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "compile"
 
 # name: (settings that differ, what of the notebook is replaced); the first is what the others are held against.
 HIGH = {"lr": 1e-3, "batch_size": 128}
-PLAIN = {"init_weights": "plain_init", "beta2": 0.999}
+PLAIN = {"fresh_weights": "plain_init", "beta2": 0.999}
 OLD = {"beta2": 0.99}  # what the notebook once had, with mimetic attention
 MIMETIC = {"mimetic": True}
 RECIPE = {
@@ -317,7 +317,7 @@ def train(args: argparse.Namespace, found: ImageSet, compute: Compute) -> None:
         ckpt.resume(run, args.out / "last.pth")
         run.cfg.max_minutes += run.seconds / 60
     q1.train(run, args.out)
-    best = ckpt.load_best(args.out / ckpt.BEST, found, run)
+    best = best_weights.load_best(args.out / ckpt.BEST, found, run)
     prepare = lambda images: q1.normalise(images, run.cfg, run.scale)  # noqa: E731
     run.ema.load_state_dict({name: value.to(compute.device) for name, value in best["model"].items()})
     views = evaluate.predict(run.ema, found.test_images, prepare, compute, shift=1)

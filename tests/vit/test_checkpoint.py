@@ -1,6 +1,9 @@
 """Files that are whole or absent, checkpoints that execute nothing, random state that continues."""
 
+import csv
 import errno
+import json
+import math
 import os
 import pickle
 import random
@@ -12,8 +15,10 @@ import pytest
 import torch
 
 from helpers.common.device import seed_everything
+from helpers.vit import best_weights
 from helpers.vit import checkpoint as ckpt
-from test_recipe import make_run
+from helpers.vit.config import MEASURES
+from test_recipe import Poisoned, make_run
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -139,17 +144,123 @@ def images(classes, source="data", held_out=False):
     )
 
 
+def stored(**changes):
+    """What a checkpoint holds, as far as it is looked at."""
+    content = dict.fromkeys(("weights", "epoch", "val_accuracy"), 0) | {"classes": ["cat", "dog"], "run": "a" * 12}
+    content |= {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1), "model": {"w": torch.zeros(2)}}
+    return content | {"config": dict.fromkeys(MEASURES, 1)} | changes
+
+
 def test_weights_to_be_tested_are_of_these_classes_and_of_this_run(tmp_path, capsys):
-    content = dict.fromkeys(("model", "mean", "std", "weights", "epoch"), 0) | {"classes": ["cat", "dog"], "config": {}}
-    ckpt.try_save(content, tmp_path / "other.pth")
+    ckpt.try_save(stored(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
-        ckpt.load_best(tmp_path / "other.pth", images(["car"]), None)
-    with pytest.raises(RuntimeError, match="this run has saved no weights yet"):
-        ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), SimpleNamespace(best_accuracy=-1.0))
-    assert ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"]), None)["classes"] == ["cat", "dog"]
+        best_weights.load_best(tmp_path / "other.pth", images(["car"]), None)
+    said = r"run bbb has saved no weights yet \(.*other\.pth is of run a{12}\)"
+    with pytest.raises(RuntimeError, match=said):
+        best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"]), SimpleNamespace(id="bbb", best=None))
+    assert best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"]), None)["classes"] == ["cat", "dog"]
     assert not capsys.readouterr().out
-    ckpt.load_best(tmp_path / "other.pth", images(["cat", "dog"], held_out=True), None)
+    best_weights.load_best(tmp_path / "other.pth", images(["cat", "dog"], held_out=True), None)
     assert "warning: these test images" in capsys.readouterr().out
+
+
+BROKEN = {
+    r"is not of this notebook's model: its config has no pool": {"config": dict.fromkeys({*MEASURES} - {"pool"}, 1)},
+    r"mean is \[0\.5, 0\.5, 0\.5\], expected a tensor": {"mean": [0.5, 0.5, 0.5]},
+    r"1 of 2 weights are not finite \(b\): train anew": {"model": {"a": torch.zeros(1), "b": torch.tensor([math.inf])}},
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, said):
+    ckpt.try_save(stored(**BROKEN[said]), tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=rf"bad\.pth:? {said}"):
+        best_weights.load_best(tmp_path / "bad.pth", images(["cat", "dog"]), None)
+
+
+def test_images_are_of_the_size_that_the_checkpoint_was_trained_on(tmp_path):
+    ckpt.try_save(stored(config={"img_size": 48}), tmp_path / "a.pth")
+    assert best_weights.image_size(SimpleNamespace(checkpoint=str(tmp_path / "a.pth"), img_size=32)) == 48
+    assert best_weights.image_size(SimpleNamespace(checkpoint=None, img_size=64)) == 64
+
+
+def test_weights_that_could_not_be_written_are_tested_from_memory(q1, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run, save = make_run(q1, n=160), torch.save
+    monkeypatch.setattr(torch, "save", full)
+    out = q1.train(run, tmp_path)
+    assert not (out / ckpt.BEST).exists()
+    best = best_weights.load_best(out / ckpt.BEST, images(run.classes), run)
+    assert "missing or broken" in (said := capsys.readouterr().out) and "are taken from memory" in said
+    assert best["val_accuracy"] == run.best_accuracy and best["run"] == run.id
+    monkeypatch.setattr(torch, "save", save)  # room again
+    ckpt.finish(run, None, tmp_path)
+    again = best_weights.load_best(out / ckpt.BEST, images(run.classes), run)
+    assert again is not best and all(torch.equal(v, best["model"][k]) for k, v in again["model"].items())
+
+
+def scores(val, val_loss, ema, ema_loss):
+    return {"val_accuracy": val, "val_loss": val_loss, "ema_accuracy": ema, "ema_loss": ema_loss}
+
+
+def test_of_equal_accuracies_the_lower_loss_decides_then_the_later_epoch(q1, tmp_path):
+    run, path = make_run(q1), tmp_path / ckpt.BEST
+    kept = [
+        ckpt.save_best(run, scores(*numbers), path)
+        for numbers in (
+            (50, 2.0, 40, 1.0),
+            (50, 1.9, 50, 2.0),  # a lower loss
+            (50, 1.9, 50, 1.9),  # as good, and later: the EMA first
+            (50, 1.95, 50, 1.95),
+            (49, 0.1, 49, 0.1),
+            (60, 3.0, 59, 0.1),
+        )
+    ]
+    assert kept == [" *raw", " *raw", " *ema", "", "", " *raw"]
+    assert (run.best_accuracy, run.best_loss) == (60, 3.0)
+    assert torch.load(path, weights_only=True)["val_loss"] == 3.0
+
+
+def test_weights_that_are_not_finite_are_not_kept(q1, tmp_path):
+    run, path = make_run(q1), tmp_path / ckpt.BEST
+    with torch.no_grad():
+        run.model.head.bias[0] = math.nan
+    assert ckpt.save_best(run, scores(90, 0.1, 80, 0.2), path) == " *ema"
+    with torch.no_grad():
+        run.ema.head.bias[0] = math.inf
+    assert ckpt.save_best(run, scores(90, 0.1, 85, 0.2), path) == "" and run.best_accuracy == 80
+    assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["model"].values())
+
+
+def test_a_last_pth_of_an_earlier_version_is_resumed(q1, tmp_path):
+    """It has no id, nor the best loss; nor has the file of the best weights beside it."""
+    run = make_run(q1, n=160)
+    q1.train(run, tmp_path)
+    for name, new in ((ckpt.LAST, ("run", "best_loss")), (ckpt.BEST, ("run", "val_loss"))):
+        content = torch.load(tmp_path / name, weights_only=True)
+        for row in content.get("history", ()):
+            del row["run"], row["val_loss"], row["ema_loss"]
+        torch.save({key: value for key, value in content.items() if key not in new}, tmp_path / name)
+    resumed = make_run(q1, n=160, epochs=3)
+    ckpt.resume(resumed, tmp_path / "last.pth")
+    assert resumed.best["run"] == resumed.id and resumed.best_accuracy == run.best_accuracy
+    q1.train(resumed, tmp_path)
+    assert torch.load(tmp_path / ckpt.BEST, weights_only=True)["run"] == resumed.id
+    with (tmp_path / "history.csv").open(newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["", "", resumed.id]
+
+
+def test_a_summary_says_which_run_and_how_many_steps_were_skipped(q1, tmp_path, capsys):
+    run = make_run(q1, n=160)
+    run.forward = Poisoned(run.model, {3, 4})
+    q1.train(run, tmp_path)
+    dataset = SimpleNamespace(name="n", source="s", notes=(), test_labels=[1])
+    ckpt.write_summary(tmp_path / "run_summary.json", run.compute, dataset, run.best, {}, run)
+    assert "20 steps, 2 of them skipped (gradients not finite)" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run_summary.json").read_text())
+    assert summary["run"] == run.id and summary["skipped_steps"] == 2
 
 
 def test_last_pth_is_written_twice_a_minute_and_at_the_end(q1, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Predictions and what is read from them, against scikit-learn, plain loops and hand-made cases."""
 
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -9,8 +11,10 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from helpers.common.device import Compute, pick_compute
+from helpers.common.figures import finish
 from helpers.vit import evaluate, figures
 from helpers.vit.data import Split
+from helpers.vit.predict import Answer
 
 CPU = Compute(torch.device("cpu"), "CPU", "fp32")
 NAMES = tuple("abcdefghij")
@@ -96,15 +100,59 @@ def test_mistakes_are_shown_the_surest_first():
         plt.close(figure)
 
 
-def test_accuracy_of_held_out_images_is_that_of_the_predictions():
+class Constant(torch.nn.Module):
+    """A model whose logits are a function of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def test_accuracy_and_loss_of_held_out_images_are_those_of_the_predictions():
     torch.manual_seed(0)
     model, compute = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)), pick_compute("fp32", "cpu")
     held_out = Split(torch.randint(0, 256, (1001, 3, 4, 4), dtype=torch.uint8), torch.randint(0, 3, (1001,)))
     prepare = lambda images: images.float() / 255  # noqa: E731
-    expected = accuracy_score(held_out.labels, model(prepare(held_out.images)).argmax(-1))
-    assert evaluate.held_out_accuracy(model, held_out, prepare, compute) == pytest.approx(100 * expected)
-    assert evaluate.held_out_accuracy(model, held_out.first(0), prepare, compute) is None
+    logits = model(prepare(held_out.images))
+    expected = accuracy_score(held_out.labels, logits.argmax(-1))
+    accuracy, loss = evaluate.held_out_scores(model, held_out, prepare, compute)
+    assert accuracy == pytest.approx(100 * expected)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, held_out.labels).item(), rel=1e-5)
+    assert evaluate.held_out_scores(model, held_out.first(0), prepare, compute) == (None, None)
+    sure = lambda images: 1e4 * torch.eye(3)[torch.zeros(len(images), dtype=torch.long)]  # noqa: E731
+    assert math.isfinite(evaluate.held_out_scores(Constant(sure), held_out, prepare, compute)[1])
 
 
 def test_first_of_each_class():
     assert evaluate.first_of_each_class(torch.tensor([3, 0, 3, 0, 5])) == [1, 0, 4]
+
+
+def test_figures_of_many_classes_with_long_names():
+    """A matrix of 300 classes has no room for their names and numbers, nor a figure for 300 columns."""
+    classes = [f"a$b$ {'long ' * 10}{k}" for k in range(300)]
+    confusion = np.eye(300, dtype=int) * 2
+    confusion[7] = 1
+    figure = figures.class_report(confusion, classes)
+    left, right = figure.axes
+    assert len(left.get_yticklabels()) == figures.NAMED and left.get_yticklabels()[0].get_text().endswith("…")
+    assert "20 least accurate of 300" in left.get_title() and not right.texts
+    figure.canvas.draw()
+    plt.close(figure)
+    assert len(evaluate.first_of_each_class(torch.arange(300))) == 10
+    small = figures.class_report(np.eye(3, dtype=int), ["$a", "b$", "c"])
+    assert [label.get_text() for label in small.axes[1].get_xticklabels()] == ["$a", "b$", "c"]
+    plt.close(small)
+
+
+def test_dollar_signs_in_paths_and_names_are_no_formulas(tmp_path):
+    odd = r"\\nas\c$\data\d$"
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    finish(figures.pictures(images, [odd, "a$b$"], odd), tmp_path / "a.png", f"from {odd}")
+    answer = Answer(Path(odd), images[0], torch.tensor([0.5, 0.5]))
+    finish(figures.answers([answer], [odd, "b"]), tmp_path / "b.png", odd)
+    dataset = SimpleNamespace(test_images=images, test_labels=torch.tensor([0, 1]), classes=(odd, "$x^$"))
+    probabilities = torch.tensor([[0.1, 0.9], [0.1, 0.9]])
+    finish(figures.mistakes(dataset, probabilities, 2), tmp_path / "c.png", odd)
+    finish(figures.attention_overlays(dataset, probabilities, [0, 1], torch.rand(2, 2, 2)), tmp_path / "d.png", odd)
+    finish(figures.class_report(np.eye(2, dtype=int), dataset.classes), tmp_path / "e.png", odd)
+    assert len([*tmp_path.glob("*.png")]) == 5

@@ -367,6 +367,36 @@ def test_bad_steps_are_seen_across_short_epochs(q1, tmp_path):
     assert run.step <= 16
 
 
+def test_a_run_without_a_single_good_step_is_no_success(q1, tmp_path):
+    run = make_run(q1, n=64, epochs=2)  # eight steps, fewer than the ten after which a run gives up
+    run.forward = Poisoned(run.model, set(range(1, 9)))
+    with pytest.raises(FloatingPointError, match="all steps in a row were skipped"):
+        q1.train(run, tmp_path)
+
+
+def test_weights_that_are_not_finite_end_the_run_and_leave_its_files(q1, tmp_path):
+    """Weight decay makes them so without a bad gradient before."""
+    run = make_run(q1, n=160, epochs=3)
+    save_epoch, saved = q1.ckpt.save_epoch, []
+
+    def ruin(run, row, out):
+        if saved:
+            with torch.no_grad():
+                run.model.head.weight[0, 0] = math.inf
+        save_epoch(run, row, out)
+        saved.append((out / "last.pth").is_file() and torch.load(out / "last.pth", weights_only=True)["step"])
+
+    q1.ckpt.save_epoch = ruin
+    try:
+        with pytest.raises(FloatingPointError, match="the weights are not finite after epoch 2"):
+            q1.train(run, tmp_path)
+    finally:
+        q1.ckpt.save_epoch = save_epoch
+    best = torch.load(tmp_path / "best_vit_cifar10.pth", weights_only=True)
+    assert best["epoch"] == 1 and all(value.isfinite().all() for value in best["model"].values())
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 10
+
+
 def test_fp16_is_scaled_and_the_others_are_not(q1):
     for precision, scale in (("fp16", 2.0**16), ("bf16", 1.0), ("fp32", 1.0)):
         assert make_run(q1, precision=precision).scaler.get_scale() == scale

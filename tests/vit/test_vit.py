@@ -110,3 +110,33 @@ def test_initial_positions_are_alike_where_patches_are_near(q1):
     assert distance[3, 4] < distance[3, 5] < distance[3, 7] and distance[4, 3] < distance[7, 3]
     assert distance[3, 4] == pytest.approx(distance[4, 3])
     assert len(positions.view(64, 48).unique(dim=0)) == 64
+
+
+def exported(model, how, x, tmp_path):
+    """The model in another form, made from a batch `x`, that takes batches of any size."""
+    free = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    if how == "trace":
+        return torch.jit.trace(model, x)
+    if how == "export":
+        return torch.export.export(model, (x,), dynamic_shapes=free).module()
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    assert onnx
+    path, names = tmp_path / "vit.onnx", {"input_names": ["x"], "output_names": ["y"]}
+    if how == "onnx":
+        pytest.importorskip("onnxscript")
+        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=free, **names)
+    else:
+        torch.onnx.export(model, (x,), path, dynamo=False, dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}}, **names)
+    session = runtime.InferenceSession(path)
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("how", ["trace", "export", "onnx", "onnx by TorchScript"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_it_is_exported_with_a_free_batch_size(q1, how, pool, tmp_path):
+    model = q1.ViT(config(pool=pool, embed_dim=24, depth=2, drop_path=0.1), 10).eval()
+    with torch.no_grad():
+        other = exported(model, how, torch.randn(2, 3, 32, 32), tmp_path)
+        for count in (1, 2, 5):
+            x = torch.randn(count, 3, 32, 32)
+            torch.testing.assert_close(other(x), model(x), atol=1e-5, rtol=0)

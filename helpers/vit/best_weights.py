@@ -1,0 +1,176 @@
+"""Checkpoints read and written safely, and the best weights of a run: chosen, kept, and read back for the test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helpers.common import distributed
+from helpers.common.files import atomic_path, free_space, load_plain
+from helpers.vit import run_folder
+from helpers.vit.config import MEASURES
+from helpers.vit.data import fingerprint
+from helpers.vit.image_set import ImageSet
+from helpers.vit.run_folder import BEST
+
+BEST_KEYS = ("model", "config", "mean", "std", "weights", "epoch", "classes", "val_accuracy")
+
+
+def try_save(content: dict[str, Any], path: Path | str) -> bool:
+    """Write tensors and plain containers atomically; a full disk is a printed warning and False: a long run goes on."""
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        free = f"{free_space(path) / 2**20:,.0f} MiB free there"
+        print(f"warning: {path} could not be written ({free}): {error}; what was there is kept")
+        return False
+    return True
+
+
+def load_checkpoint(path: Path | str, *required: str) -> dict[str, Any]:
+    """Read one of q1's checkpoints, executing nothing in it; raises `FileNotFoundError`, or `ValueError` for a file
+    that is truncated, not a checkpoint, or lacks a key named in `required`."""
+    path = Path(path)
+    advice = "give another file as checkpoint=, or train anew with checkpoint=None and resume=False"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint (looked for from {Path.cwd()}); {advice}")
+    content = load_plain(path, f"; {advice}")
+    missing = [key for key in required if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of this notebook: it has no {', '.join(missing)}; {advice}")
+    return content
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether no tensor holds NaN or infinity."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
+    """Keep the better of a run's weights if they beat all before, without held-out images the EMA in any case, and see
+    to it that the best are at `path`; returns " *raw" or " *ema" where they were kept, else nothing.
+
+    The higher accuracy is better; of equal ones the lower loss, and of equal losses the later weights, the EMA first.
+    Weights that are not finite are never kept.
+    """
+    better = (run.best_accuracy, -run.best_loss) if run.best else (-math.inf, 0)
+    kept = None
+    for name, weights, accuracy in (("raw", run.model, "val_accuracy"), ("ema", run.ema, "ema_accuracy")):
+        loss = scores.get(accuracy.replace("accuracy", "loss"))
+        none_held_out = scores[accuracy] is None
+        rank = (0.0, 0.0) if none_held_out else (scores[accuracy], -math.inf if loss is None else -loss)
+        if (none_held_out and name == "raw") or rank < better or not all_finite(weights.state_dict().values()):
+            continue
+        better, kept = rank, name
+    if kept:
+        _remember(run, kept, scores)
+    write_best(run, path)
+    return f" *{kept}" if kept else ""
+
+
+def _remember(run: Any, kept: str, scores: dict[str, float | None]) -> None:
+    """Copy the weights `kept` ("raw" or "ema"), with all that is needed to use them, to the CPU."""
+    weights, prefix = (run.model, "val") if kept == "raw" else (run.ema, "ema")
+    accuracy, loss = scores[f"{prefix}_accuracy"], scores.get(f"{prefix}_loss")
+    run.best = {
+        "model": {name: value.detach().to("cpu", copy=True) for name, value in weights.state_dict().items()},
+        "config": vars(run.cfg),
+        "mean": run.scale[0].cpu(),
+        "std": run.scale[1].cpu(),
+        "classes": tuple(run.classes),
+        "weights": kept,
+        "epoch": run.step / run.steps_per_epoch,
+        "val_accuracy": accuracy,
+        "val_loss": loss,
+        "run": run.id,
+    }
+    run.best_accuracy, run.best_loss = accuracy or 0.0, math.inf if loss is None else loss
+    run.best_is_saved = False
+
+
+def write_best(run: Any, path: Path) -> None:
+    """Write the best weights, unless they are at `path`; what another run left there is moved to earlier/<its id>/."""
+    if not run.best or (distributed.broadcast(path.is_file()) and run.best_is_saved):
+        return
+    if distributed.is_main() and path.is_file() and run.best_path != path:
+        try:
+            other = load_checkpoint(path, "model").get("run", run.id)
+        except (OSError, ValueError):  # broken, and so nobody's
+            other = run.id
+        if other != run.id:
+            print(f"{path} was of another run: it is now in {run_folder.set_aside(path.parent, other, [BEST])}")
+    run.best_is_saved = distributed.broadcast(distributed.is_main() and try_save(run.best, path))
+    run.best_path = path if run.best_is_saved else None
+
+
+def best_beside(path: Path, run_id: str | None) -> dict[str, Any] | None:
+    """The best weights beside a last.pth, `None` where there are none of the run `run_id`."""
+    path = path.with_name(BEST)
+    try:
+        best = load_checkpoint(path, *BEST_KEYS)
+    except (OSError, ValueError):
+        print(f"{path} is missing or broken: the best weights are those of what follows")
+        return None
+    if (of := best.get("run")) != run_id:
+        print(f"{path} is of another run ({of}, not {run_id}): the best weights are those of what follows")
+        return None
+    return best
+
+
+def take_over(run: Any, best: dict[str, Any]) -> None:
+    """Let a resumed run go on from the best weights that it had before."""
+    run.best, loss = best | {"run": run.id}, best.get("val_loss")
+    run.best_accuracy, run.best_loss = best["val_accuracy"] or 0.0, math.inf if loss is None else loss
+
+
+def image_size(cfg: Any) -> int:
+    """Side in pixels of the images to load: what the checkpoint to be tested was trained on, else the setting."""
+    return load_checkpoint(cfg.checkpoint, "config")["config"].get("img_size", 32) if cfg.checkpoint else cfg.img_size
+
+
+def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
+    """Read the weights to be tested on the images `dataset`; `run` is what has just been trained, if anything. Where
+    the file is not this run's, or not its best, the weights in memory are returned instead.
+
+    Raises `ValueError` for weights of other classes, that are not finite or not of this notebook's model, and
+    `RuntimeError` where there are none of this run.
+    """
+    content = _best_of(run, Path(path)) if run else load_checkpoint(path, *BEST_KEYS)
+    if missing := [name for name in MEASURES if name not in content["config"]]:
+        raise ValueError(f"{path} is not of this notebook's model: its config has no {', '.join(missing)}")
+    for name in ("mean", "std"):
+        if not isinstance(content[name], Tensor) or content[name].numel() != 3:
+            raise ValueError(f"{path}: {name} is {content[name]!r}, expected a tensor with a number for each channel")
+    if list(content["classes"]) != list(dataset.classes):
+        raise ValueError(
+            f"{path} knows the classes {content['classes']}, the images in {dataset.source} show {dataset.classes}: "
+            "set data_root to images of the classes it knows, or checkpoint=None to train on these"
+        )
+    bad = [name for name, value in content["model"].items() if not all_finite([value])]
+    if bad:
+        raise ValueError(f"{path}: {len(bad)} of {len(content['model'])} weights are not finite ({bad[0]}): train anew")
+    if not run and dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
+        print("warning: these test images are some of CIFAR-10's training images, which may have been trained on")
+    return content
+
+
+def _best_of(run: Any, path: Path) -> dict[str, Any]:
+    """The best weights of a run, from its file at `path` or else from memory."""
+    try:
+        content = load_checkpoint(path, *BEST_KEYS)
+        found = f"is of run {content.get('run')}"
+    except (OSError, ValueError):
+        content, found = {}, "is missing or broken"
+    same = content.get("run") == run.id and (not run.best or content["epoch"] == run.best["epoch"])
+    if same:
+        return content
+    if not run.best:
+        raise RuntimeError(f"run {run.id} has saved no weights yet ({path} {found}): train to an epoch's end")
+    print(f"{path} {found}, or an older one: the best weights of run {run.id} are taken from memory")
+    return run.best

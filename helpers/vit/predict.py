@@ -1,0 +1,217 @@
+"""Trained weights put to use: pictures of any kind are classified, and Kaggle's unlabelled test images."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import glob
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from helpers.common.device import Compute, pick_compute
+from helpers.common.files import dispensable_path, load_plain, natural, peek, reason, some
+from helpers.vit import evaluate
+
+KINDS = "png jpg jpeg jpe jfif webp gif bmp tif tiff ppm pgm jp2 avif heic heif"
+BATCH = 256
+SHOWN = 20  # pictures of which every answer is printed and drawn
+TABLES = ("trainlabels.csv", "samplesubmission.csv")  # what the competition's folder has beside test/
+
+
+class Answer(NamedTuple):
+    """A picture as the model sees it, uint8 [3, S, S], and the probability of each class, float32 [classes]."""
+
+    path: Path
+    image: Tensor
+    probabilities: Tensor
+
+
+def find_pictures(source: str | Path) -> list[Path]:
+    """The pictures that a file, a folder or a pattern (`*`, `?`, `[…]`, `**` for any depth) means, in natural order.
+    Raises `ValueError` where there are none."""
+    path = Path(os.path.expanduser(source))  # noqa: PTH111
+    if path.is_file():
+        return [path]
+    pattern = f"{glob.escape(str(path))}/*" if path.is_dir() else str(path)
+    names = sorted(glob.glob(pattern, recursive=True), key=natural)  # noqa: PTH207 (it skips hidden files)
+    found = [Path(name) for name in names if Path(name).suffix[1:].lower() in KINDS.split()]
+    if not found:
+        raise ValueError(
+            f"pictures={str(source)!r}: no picture there (looked for from {Path.cwd()}; found "
+            f"{some(names) or 'nothing'}): give a file, a folder or a pattern such as photos/*.jpg"
+        )
+    return found
+
+
+def read_picture(path: Path, size: int) -> Tensor:
+    """Read a picture of any size and mode as uint8 RGB [3, size, size]: upright, transparent parts white, its shorter
+    side resized to `size` and the middle cut out. One of 32 x 32 pixels stays so: the model's input enlarges it as it
+    did the training images. Raises what Pillow raises."""
+    with Image.open(path) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":  # more than 8 bits, which Pillow's convert() would clip
+            image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB")
+    if image.size != (32, 32):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def classify(
+    source: str | Path, model: nn.Module, prepare: Callable[[Tensor], Tensor], compute: Compute, size: int
+) -> Iterator[Answer]:
+    """Yield an `Answer` for each picture of `source`, see `find_pictures`; those that cannot be read are skipped with a
+    warning, and `ValueError` is raised where none can. `prepare` maps uint8 [B, 3, H, W] to the model's input."""
+    paths, count = find_pictures(source), 0
+    for group, images, broken in _batches(paths, size, "classifying"):
+        for path, problem in broken:
+            print(f"warning: {path} is skipped: {problem}")
+        if group:
+            count += len(group)
+            yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
+    if not count:
+        raise ValueError(f"pictures={str(source)!r}: none of the {len(paths)} pictures could be read")
+
+
+def tell(answers: Iterator[Answer], classes: Sequence[str], table: Path) -> list[Answer]:
+    """Print the five surest classes of the first pictures, write the surest of every picture into `table`, and return
+    the first ones, to be drawn."""
+    first, rows = [], []
+    for answer in answers:
+        surest = answer.probabilities.topk(min(5, len(classes)))
+        named = [(classes[k], 100 * p) for p, k in zip(*map(Tensor.tolist, surest), strict=True)]
+        rows.append((str(answer.path), named[0][0], f"{named[0][1]:.2f}"))
+        if len(first) < SHOWN:
+            first.append(answer)
+            print(f"{answer.path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in named))
+    if len(rows) > len(first):
+        print(f"and {len(rows) - len(first):,} more: all are in {table}")
+    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("picture", "label", "percent"), *rows])
+    return first
+
+
+def write_submission(
+    table: Path,
+    roots: Sequence[str | Path],
+    classes: Sequence[str],
+    guess: Callable[[Tensor], Tensor],
+    size: int,
+) -> bool:
+    """Write Kaggle's submission.csv (id, label) where one of `roots` holds the competition's unlabelled test images;
+    they are read in batches. `guess` maps uint8 [B, 3, H, W] to probabilities [views, B, classes]. An image that cannot
+    be read gets the first class, with a warning. Returns whether there were such images."""
+    folder = find_competition(roots)
+    if folder is None:
+        return False
+    ids = [entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")]
+    ids, label = sorted(filter(str.isdecimal, ids), key=int), {}
+    for group, images, broken in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv"):
+        label |= {path.stem: classes[0] for path, _ in broken}
+        for path, problem in broken:
+            print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
+        if group:
+            guesses = guess(images=images).mean(0).argmax(-1).tolist()
+            label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
+    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "label"), *((number, label[number]) for number in ids)])
+    print(f"{table}: the labels of {len(ids):,} images in {folder}")
+    return True
+
+
+def find_competition(roots: Sequence[str | Path]) -> Path | None:
+    """The folder of unlabelled test images, `<id>.png`, of Kaggle's competition, at most two folders below a root."""
+    level = [Path(os.path.expanduser(root)) for root in roots]  # noqa: PTH111
+    level = [root.parent if root.is_file() else root for root in level]
+    for _ in range(3):
+        below = []
+        for folder in level:
+            folders, files = peek(folder)
+            test = folder / "test"
+            if any(name.lower() in TABLES for name in files) and test.is_dir():
+                test = test / "test" if (test / "test").is_dir() else test  # as some tools unpack test.7z
+                if any(entry.name[:1].isdecimal() for entry in itertools.islice(os.scandir(test), 10)):
+                    return test
+            below += [path for name, path in folders.items() if name.lower() not in ("train", "test")][:100]
+        level = below
+    return None
+
+
+def load(path: str | Path) -> tuple[nn.Module, Callable[[Tensor], Tensor], Compute, int, tuple[str, ...]]:
+    """Read a best_vit_cifar10.pth for use outside the notebook: timm's ViT with its weights, what `classify` takes
+    beside it, and the classes' names. Raises `ValueError` for overlapping patches, which timm's ViT has not."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    best = load_plain(Path(path), "")
+    c, compute = best["config"], pick_compute(False)
+    if (c["patch_stride"] or c["patch_size"]) != c["patch_size"]:
+        raise ValueError(f"{path} has overlapping patches: use it in q1.ipynb, with checkpoint= and pictures=")
+    model = VisionTransformer(
+        **{name: c[name] for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")},
+        num_classes=len(best["classes"]),
+        global_pool="avg" if c["pool"] == "mean" else "token",
+        fc_norm=False,
+    )
+    model.load_state_dict(best["model"])
+    scale = [best[name].to(compute.device) for name in ("mean", "std")]
+    prepare = partial(_normalise, size=c["img_size"], scale=scale)
+    return model.to(compute.device).eval(), prepare, compute, c["img_size"], tuple(best["classes"])
+
+
+def _normalise(images: Tensor, size: int, scale: Sequence[Tensor]) -> Tensor:
+    """As the notebook's `normalise`: uint8 [B, 3, H, W] -> float32 [B, 3, size, size]."""
+    x = (images.float() / 255 - scale[0]) / scale[1]
+    return x if x.shape[-2:] == (size, size) else F.interpolate(x, (size, size), mode="bicubic", align_corners=False)
+
+
+def _batches(
+    paths: Sequence[Path], size: int, title: str
+) -> Iterator[tuple[list[Path], Tensor | None, list[tuple[Path, str]]]]:
+    """Yield (paths, uint8 [B, 3, S, S], (paths that cannot be read, why)), in order, `BATCH` pictures at a time."""
+
+    def attempt(path: Path) -> Any:
+        try:
+            return path, read_picture(path, size)
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more for a damaged file
+            return path, reason(error)
+
+    bar = tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH)
+    with ThreadPoolExecutor(16) as pool, bar:
+        for start in range(0, len(paths), BATCH):
+            results = [*pool.map(attempt, paths[start : start + BATCH])]
+            read = [entry for entry in results if isinstance(entry[1], Tensor)]
+            yield [], None, [entry for entry in results if not isinstance(entry[1], Tensor)]
+            for _, group in itertools.groupby(read, key=lambda entry: entry[1].shape):
+                group_paths, images = zip(*group, strict=True)
+                yield [*group_paths], torch.stack(images), []
+            bar.update(len(results))
+
+
+def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Numbers of 16 bits by their high byte; others scaled from the first of 0 … 1 (floats), 0 … 255, 0 … 65535 that
+    holds them all, else from their minimum to their maximum."""
+    values = np.nan_to_num(values.astype(np.float64))
+    low, high = 0.0, values.max(initial=0)
+    if mode.startswith("I;16"):
+        high = 65535
+    elif values.min(initial=0) >= 0 and high <= 65535:
+        high = next(end for end in ((1, 255, 65535) if mode == "F" else (255, 65535)) if high <= end)
+    else:
+        low = values.min()
+    return (255 * (values - low) / ((high - low) or 1)).clip(0, 255).round().astype(np.uint8)
