@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from helpers.shapes import classes
-from helpers.vit.data import CLASSES, DataError, ImageSet, find_cifar10, hold_out, load_cifar10, load_images
+from helpers.vit.data import DataError, ImageSet, hold_out, load_images, read_images
+from helpers.vit.layouts import CLASSES
 from test_notebooks import SHORT, TINY, papermill
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -172,7 +173,7 @@ def test_a_layout_is_found_at_any_depth_and_read_pixel_for_pixel(tmp_path, layou
     LAYOUTS[layout](tmp_path / below)
     location = find_cifar10(tmp_path)
     assert location[0] == layout
-    images = load_cifar10(str(tmp_path))
+    images = read_images(str(tmp_path))
     check(images)
     assert str(tmp_path) in images.source
     assert any("120 of 50,000" in note and "30 of 10,000" in note for note in images.notes)
@@ -182,7 +183,7 @@ def test_a_layout_is_found_at_any_depth_and_read_pixel_for_pixel(tmp_path, layou
 def test_the_competition_gets_a_held_out_test_set(tmp_path, below):
     write_kaggle(tmp_path / below)
     assert find_cifar10(tmp_path)[0] == "kaggle"
-    images, again = load_cifar10(tmp_path), load_cifar10(tmp_path)
+    images, again = read_images(tmp_path), read_images(tmp_path)
     # stratified: 12 // 5 of each class, never in both sets, and none of the unlabelled test images
     assert images.train_labels.bincount().tolist() == [10] * 10
     assert images.test_labels.bincount().tolist() == [2] * 10
@@ -197,24 +198,24 @@ def test_the_competition_gets_a_held_out_test_set(tmp_path, below):
 @pytest.mark.parametrize("given", ["cifar-10-batches-py", "cifar-10-batches-py/data_batch_2"])
 def test_the_batches_folder_or_a_file_in_it_may_be_given(tmp_path, given):
     write_batches(tmp_path)
-    check(load_cifar10(tmp_path / given))
+    check(read_images(tmp_path / given))
 
 
 def test_a_renamed_folder_and_files_of_other_names_may_be_given(tmp_path):
     write_batches(tmp_path)
     (tmp_path / "cifar-10-batches-py").rename(tmp_path / "renamed")
-    check(load_cifar10(tmp_path))
+    check(read_images(tmp_path))
     (write_archive(tmp_path / "a") / "cifar-10-python.tar.gz").rename(tmp_path / "a" / "x.tgz")
-    check(load_cifar10(tmp_path / "a" / "x.tgz"))
+    check(read_images(tmp_path / "a" / "x.tgz"))
     (write_npz(tmp_path / "n") / "cifar10.npz").rename(tmp_path / "n" / "x.npz")
-    check(load_cifar10(tmp_path / "n"))
-    check(load_cifar10(write_parquet(tmp_path / "p") / "test-00000-of-00001.parquet"))
+    check(read_images(tmp_path / "n"))
+    check(read_images(write_parquet(tmp_path / "p") / "test-00000-of-00001.parquet"))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("key", [str, bytes])
 def test_batches_pickled_again_by_python_3(tmp_path, protocol, key):
-    check(load_cifar10(write_batches(tmp_path, functools.partial(python3_pickle, protocol=protocol, key=key))))
+    check(read_images(write_batches(tmp_path, functools.partial(python3_pickle, protocol=protocol, key=key))))
 
 
 @pytest.mark.parametrize("core", [b"numpy.core.", b"numpy._core."])
@@ -224,7 +225,7 @@ def test_batches_pickled_by_numpy_1_and_numpy_2(tmp_path, core):
         assert raw.count(b"cnumpy.core.") == 1
         return raw.replace(b"cnumpy.core.", b"c" + core)
 
-    check(load_cifar10(write_batches(tmp_path, dump)))
+    check(read_images(write_batches(tmp_path, dump)))
 
 
 def test_labels_and_pixels_of_other_plain_types(tmp_path):
@@ -232,30 +233,30 @@ def test_labels_and_pixels_of_other_plain_types(tmp_path):
         images = np.asfortranarray(x.transpose(0, 3, 1, 2).reshape(len(x), -1))
         return pickle.dumps({"data": images, "labels": list(y.astype(np.int64))}, protocol=4)
 
-    check(load_cifar10(write_batches(tmp_path / "scalars", dump)))
+    check(read_images(write_batches(tmp_path / "scalars", dump)))
 
     def dump_array(x, y):
         return pickle.dumps({"data": x.transpose(0, 3, 1, 2).copy(), "labels": y.astype(">i4")}, protocol=2)
 
-    check(load_cifar10(write_batches(tmp_path / "arrays", dump_array)))
+    check(read_images(write_batches(tmp_path / "arrays", dump_array)))
 
 
 def test_images_keep_the_order_of_the_batches(tmp_path):
     order = np.random.default_rng(1).permutation(120)
-    check(load_cifar10(write_batches(tmp_path, order=order)), TRAIN_X[order], TRAIN_Y[order])
+    check(read_images(write_batches(tmp_path, order=order)), TRAIN_X[order], TRAIN_Y[order])
 
 
 @pytest.mark.parametrize("channels_first", [False, True])
 @pytest.mark.parametrize("column", [False, True])
 def test_npz_in_either_channel_order(tmp_path, channels_first, column):
-    check(load_cifar10(write_npz(tmp_path, channels_first, column)))
+    check(read_images(write_npz(tmp_path, channels_first, column)))
 
 
 @pytest.mark.parametrize("column", ["img", "image"])
 @pytest.mark.parametrize("as_dict", [True, False])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_parquet_columns_and_shards(tmp_path, column, as_dict, shards):
-    check(load_cifar10(write_parquet(tmp_path, column, as_dict, shards)))
+    check(read_images(write_parquet(tmp_path, column, as_dict, shards)))
 
 
 def test_jpeg_grey_palette_and_alpha_become_rgb(tmp_path):
@@ -267,7 +268,7 @@ def test_jpeg_grey_palette_and_alpha_become_rgb(tmp_path):
     (folder / "2.png").unlink()
     Image.fromarray(jpeg).save(folder / "2.JPG", "JPEG")
     (folder / "3.png").write_bytes(png(TRAIN_X[3], "RGBA"))
-    images = load_cifar10(tmp_path)
+    images = read_images(tmp_path)
     want = TRAIN_X.copy()
     for i, name in enumerate(["0.png", "1.png", "2.JPG"]):
         with Image.open(folder / name) as image:
@@ -285,7 +286,7 @@ def test_class_folders_of_any_case_and_stray_files(tmp_path):
         (tmp_path / stray).write_bytes(b"x")
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "train" / "Cat" / "readme.txt").write_text("x")
-    images = load_cifar10(tmp_path)
+    images = read_images(tmp_path)
     check(images)
     assert any("readme.txt" in note for note in images.notes)  # nothing is left out in silence
 
@@ -293,7 +294,7 @@ def test_class_folders_of_any_case_and_stray_files(tmp_path):
 @pytest.mark.parametrize(("write", "layout"), [(write_folders, "class folders"), (write_kaggle, "Kaggle competition")])
 def test_the_source_names_the_kind_of_the_image_files(tmp_path, write, layout):
     files = sorted(write(tmp_path).rglob("*.png"))
-    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, PNG)"
+    assert read_images(tmp_path).source == f"{tmp_path} ({layout}, PNG)"
 
     def as_jpeg(path):
         with Image.open(path) as image:
@@ -301,17 +302,17 @@ def test_the_source_names_the_kind_of_the_image_files(tmp_path, write, layout):
         path.unlink()
 
     as_jpeg(next(path for path in files if "train" in path.parts))
-    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, JPEG and PNG)"
+    assert read_images(tmp_path).source == f"{tmp_path} ({layout}, JPEG and PNG)"
     for path in tmp_path.rglob("*.png"):
         as_jpeg(path)
-    assert load_cifar10(tmp_path).source == f"{tmp_path} ({layout}, JPEG)"
+    assert read_images(tmp_path).source == f"{tmp_path} ({layout}, JPEG)"
 
 
 def test_an_unbalanced_part_is_fine(tmp_path):
     write_folders(tmp_path)
     for i in range(11):
         (tmp_path / "train" / "airplane" / f"{i}.png").unlink()
-    assert load_cifar10(tmp_path).train_labels.bincount().tolist() == [1] + [12] * 9
+    assert read_images(tmp_path).train_labels.bincount().tolist() == [1] + [12] * 9
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -324,7 +325,7 @@ def cut(path, keep=0.6):
 def expect(root, *words):
     """`root` is refused with a message that has all the words; the message is returned."""
     with pytest.raises(DataError) as caught:
-        load_cifar10(root)
+        read_images(root)
     message = str(caught.value)
     for word in words:
         assert str(word) in message, message
@@ -383,7 +384,7 @@ def test_other_class_names_in_the_meta_file_are_refused(tmp_path):
     meta.write_bytes(pickle.dumps({"label_names": [*NAMES[1:], "airplane"]}))
     expect(tmp_path, "batches.meta", "label_names")
     meta.unlink()  # the order of the classes is known without it
-    check(load_cifar10(tmp_path))
+    check(read_images(tmp_path))
 
 
 class Call:
@@ -562,7 +563,7 @@ def test_another_data_set_in_npz_is_not_taken_for_cifar10(tmp_path):
     np.savez(tmp_path / "mnist.npz", x_train=digits, y_train=np.arange(20), x_test=digits, y_test=np.arange(20))
     assert find_cifar10(tmp_path) is None
     expect(tmp_path, "mnist.npz", "28", "cifar-10-python.tar.gz")
-    check(load_cifar10(write_npz(tmp_path / "deeper").parent))
+    check(read_images(write_npz(tmp_path / "deeper").parent))
 
 
 def test_a_broken_parquet_file_is_named(tmp_path):

@@ -1,0 +1,123 @@
+"""Data sets kept as image files: in folders by class, with the class in their names, or with a table of labels."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path, PurePosixPath
+
+from helpers.common.files import DataError, natural, peek, some
+from helpers.vit import layouts
+from helpers.vit.image_set import Reading, Table, image_endings
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in image_endings()
+
+
+def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """(image files in natural order, names of other files) directly in `folder`."""
+    files = peek(folder)[1]
+    images = [files[name] for name in sorted(filter(_is_image, files), key=natural)]
+    return images, [name for name in files if not _is_image(name)]
+
+
+def _inner(folder: Path) -> Path:
+    """`folder`, or the only folder that is in it where no images are: some tools unpack train.7z into train/train."""
+    while len((found := peek(folder))[0]) == 1 and not any(map(_is_image, found[1])):
+        folder = next(iter(found[0].values()))
+    return folder
+
+
+def _class_tables(folder: Path) -> tuple[list[Table], list[str]]:
+    """(a table for each class folder, or of all images where their names tell, names left out)."""
+    tables, left_out, folders = [], [], peek(folder)[0]
+    for name in sorted(folders, key=natural):
+        images, others = _images_in(_inner(folders[name]))
+        tables += [Table(images, [name] * len(images), str(folders[name]))] if images else []
+        left_out += others if images else [f"{name}/"]
+    if len(tables) < 2:  # 0_frog.png, where frog is one of the classes
+        images, left_out = _images_in(folder)
+        listed = peek(folder.parent)[1].get("labels.txt")
+        known = {*(listed.read_text(errors="replace").split() if listed else layouts.CLASSES)}
+        labels = [path.stem.partition("_")[2] for path in images]
+        tables = [Table(images, labels, str(folder))] if labels and known.issuperset(labels) else []
+    return tables, left_out
+
+
+def read_images(root: Path) -> Reading | str | None:
+    """Read the class folders or the table of labels in `root`; text says what images lie there instead."""
+    places = {split: _inner(path) for split, path in layouts.split_folders(root).items()}
+    found = {split: _class_tables(path) for split, path in places.items()}
+    found = {split: tables for split, tables in found.items() if tables[0]}
+    files = {name.lower(): path for name, path in peek(root)[1].items()}
+    table = next((files[name] for name in layouts.LABEL_TABLES if name in files and _columns(files[name])), None)
+    table = table or files.get(layouts.LABEL_TABLES[0])
+    if table and not found:
+        return _read_label_table(root, table, files)
+    if not found and not places:
+        found = {layouts.split_and_rest(root.name)[0] or "train": _class_tables(root)}
+    if any(tables for tables, _ in found.values()):
+        left_out = [name for _, names in found.values() for name in names]
+        return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, None, left_out)
+    flat = next((path for path in places.values() if _images_in(path)[0]), None)
+    step = "For the Kaggle competition, copy trainLabels.csv beside it"
+    return f"{flat}, whose images no folder, name or table gives a class. {step}" if flat else None
+
+
+def _columns(table: Path) -> tuple[str, str, str] | None:
+    """(column of the files, column of the labels, separator) by a table's first line."""
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline().lower()
+    separator = max(",;\t", key=line.count)
+    names = [name.strip().strip('"') for name in line.split(separator)]
+    file, label = (next((k for k in best if k in names), None) for best in (layouts.FILE_NAMES, layouts.LABELS))
+    return (file, label, separator) if file and label else None
+
+
+def _read_label_table(root: Path, table: Path, files: dict[str, Path]) -> Reading:
+    folders = {name.lower(): path for name, path in peek(root)[0].items()}
+    folder = next((folders[name] for name in ("train", "images") if name in folders), root)
+    images, others = _images_in(_inner(folder))
+    if not images:
+        packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
+        step = f"Put the images there, or unpack train.7z: where {table.name} lies"
+        if packed:  # nothing can be written where Kaggle puts them
+            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+            step = f"Unpack {packed.name} into a folder of yours, with a copy of the table: {step}; data_root='cifar10'"
+        raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
+    competition = table.name.lower() == layouts.LABEL_TABLES[0]
+    label_of = _read_labels(table, competition)
+    if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
+        count = f"{len(unpaired):,} of the {max(len(images), len(label_of)):,} images"
+        names = some([f"{stem}.png" for stem in unpaired])
+        raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
+    tables = [Table(images, [label_of[path.stem] for path in images], str(table))]
+    layout = "Kaggle competition" if competition else f"images with {table.name}"
+    return Reading(root, layout, {"train": tables}, None, [name for name in others if name != table.name])
+
+
+def _read_labels(table: Path, competition: bool) -> dict[str, str]:
+    """{name of the image file without its ending: class} of a table of labels."""
+    label_of: dict[str, str] = {}
+    columns = _columns(table)
+    if not columns:
+        raise DataError(f"{table}: the first line names no columns id and label.")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter=columns[2])
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames]
+            for row in reader:
+                key, name = ((row[column] or "").strip() for column in columns[:2])
+                key = PurePosixPath(key).stem if _is_image(key) else key
+                if (
+                    not name
+                    or key in ("", *label_of)
+                    or (competition and layouts.cifar10_name(name) not in layouts.CLASSES)
+                ):
+                    problem = f"label {name!r} is no class, or id {key!r} is empty or there twice"
+                    raise DataError(f"{table}, line {reader.line_num}: {problem}.")
+                label_of[key] = name
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: is no readable CSV ({error}).") from error
+    return label_of

@@ -1,0 +1,101 @@
+"""The names by which data sets are recognised: CIFAR-10's classes, and what splits, columns and files are called."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from helpers.common.files import peek
+
+LAYOUTS = {  # what lies there, as errors and README.md say it
+    "class folders": "`train/<class>/` and `test/<class>/` (or training, testing, val, valid, …), or `<class>/` alone; images "
+    "of any size and common kind; also `train/0_frog.png`",
+    "batches": "`data_batch_1` … `data_batch_5` and `test_batch`, or CIFAR-100's `train` and `test`: pickled, `.bin` or `.mat`",
+    "label table": "`trainLabels.csv` (or labels.csv, train.csv) and `train/<id>.png`, as in the Kaggle competition",
+    "arrays": "`.npz` or `.npy` with `x_train`, `y_train`, `x_test`, `y_test` (or train_images, trainX, arr_0, …)",
+    "tables": "`train*.parquet` and `test*.parquet`, or `.arrow`: the Hugging Face hub's, its cache, `save_to_disk`",
+    "archive": "`.tar.gz`, `.tgz`, `.tar`, `.zip`, … of any of these",
+}
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+OTHER_NAMES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
+SOME_OF_CIFAR100 = {"aquarium_fish", "sweet_pepper", "willow_tree"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+BESIDE_SPLIT = ("", "set", "images", "data", "seg")  # what else a split's folder may be called: training_set
+
+# columns of a table and keys of an .npz, best first
+IMAGES = ("img", "image", "images", "x", "data", "pixels", "pixel_values", "features")
+LABELS = (
+    "fine_label",
+    "fine_labels",
+    "label",
+    "labels",
+    "y",
+    "target",
+    "targets",
+    "class",
+    "coarse_label",
+    "coarse_labels",
+)
+CLASS_NAMES = ("fine_label_names", "label_names", "class_names", "classes")
+FILE_NAMES = ("id", "image", "file", "filename", "file_name", "image_id", "name", "path")
+LABEL_TABLES = ("trainlabels.csv", "train_labels.csv", "labels.csv", "train.csv")  # the first is the competition's
+
+# the official files, by data set and split, with their endings
+BATCHES = {
+    "CIFAR-10": {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    "CIFAR-100": {"train": ("train",), "test": ("test",)},
+}
+BATCH_ENDINGS = {"": "pickled batches", ".bin": "binary batches", ".mat": "MATLAB batches"}
+BATCH_FOLDER = r"cifar-(10-batches-(py|bin|mat)|100-(python|binary|matlab))"
+METAS = ("batches.meta", "batches.meta.txt", "batches.meta.mat", "meta", "meta.mat", "fine_label_names.txt")
+TABLES = (".parquet", ".arrow")
+CIFAR10 = r"cifar[-_ ]?10(?!\d)"
+ARCHIVE = r"\.(tar|tgz|tbz2?|txz|zip)\b"
+
+
+def split_and_rest(name: str) -> tuple[str | None, str]:
+    """("train", "images") of train_images and trainImages, (None, "images") of images."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    words = re.sub(r"\b([xy])(train|test|val)\b", r"\1 \2", " ".join(words)).split()
+    at = next((i for i, word in enumerate(words) if word in SPLITS), None)
+    return (None, "_".join(words)) if at is None else (SPLITS[words[at]], "_".join(words[:at] + words[at + 1 :]))
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """{split: sub-folder} of those whose whole name says which split they hold."""
+    found = {}
+    for name, path in sorted(peek(folder)[0].items()):
+        split, rest = split_and_rest(name)
+        if split and rest in BESIDE_SPLIT:
+            found.setdefault(split, path)
+    return found
+
+
+def batch_kind(folder: Path, files: Collection[str]) -> tuple[str, str] | None:
+    """(data set, ending) of the official files among `files` in `folder`."""
+    for dataset, splits in BATCHES.items():
+        for ending in BATCH_ENDINGS:
+            found = {name + ending for names in splits.values() for name in names} & {*files}
+            # a file called train says little on its own
+            if found and (dataset == "CIFAR-10" or len(found | ({*METAS} & {*files})) > 1):
+                return dataset, ending
+    return ("CIFAR-10", "") if re.fullmatch(BATCH_FOLDER, folder.name) else None
+
+
+def class_key(name: str) -> str:
+    """The same text for the same class, whatever its case and whether a Mac has decomposed its letters."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def cifar10_name(name: str) -> str:
+    """CIFAR-10's name for a class: `automobile` for Car, 1_car and 001.automobile."""
+    plain = re.sub(r"^\d+[ ._-]+", "", class_key(name))
+    return OTHER_NAMES.get(plain, plain)
+
+
+def are_cifar10(names: Sequence[str]) -> bool:
+    """Tell whether `names` are CIFAR-10's ten classes, in any order."""
+    return sorted(map(cifar10_name, names)) == [*CLASSES]
