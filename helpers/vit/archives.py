@@ -17,19 +17,22 @@ from helpers.common.files import DataError
 from helpers.vit.image_set import free_memory
 from helpers.vit.layouts import ARCHIVE, BATCH_ENDINGS, BATCHES
 
-STARTS = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 BATCH_LIMIT = 200_000_000  # bytes; the largest official file, CIFAR-100's, has 160 million
-BATCH_NAMES = {name + ending for names in BATCHES["CIFAR-10"].values() for name in names for ending in BATCH_ENDINGS}
+ONCE = {name + ending for names in BATCHES["CIFAR-10"].values() for name in names for ending in BATCH_ENDINGS}
 
 
 def is_archive(path: Path) -> bool:
     """Tell whether a file is an archive, by its name, or by how it starts where the name has no ending."""
-    if re.search(ARCHIVE, path.name, re.IGNORECASE) or path.suffix:
+    if path.suffix:
         return bool(re.search(ARCHIVE, path.name, re.IGNORECASE))
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with path.open("rb") as file:
         start = file.read(262)
-        return start.startswith(STARTS) or start[257:] == b"ustar"
-    return False
+    return start.startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:] == b"ustar"
+
+
+def outside(text: str, folder: Path, path: Path) -> str:
+    """`text` with the archive's path in place of the temporary folder's."""
+    return text.replace(f"{folder}/", f"{path}:").replace(str(folder), str(path))
 
 
 @contextlib.contextmanager
@@ -38,7 +41,6 @@ def unpacked(path: Path) -> Iterator[Path]:
     or more than there is room for; in what the block raises, the folder has the archive's name."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / re.split(ARCHIVE, path.name, flags=re.IGNORECASE)[0]
-        folder.mkdir()
         try:
             _unpack(path, folder)
             yield folder
@@ -46,21 +48,16 @@ def unpacked(path: Path) -> Iterator[Path]:
             raise DataError(outside(str(error), folder, path)) from error
 
 
-def outside(text: str, folder: Path, path: Path) -> str:
-    """`text` with the archive's path in place of the temporary folder's."""
-    return text.replace(f"{folder}/", f"{path}:").replace(str(folder), str(path))
-
-
 def _unpack(path: Path, folder: Path) -> None:
-    room = min(free_memory(), shutil.disk_usage(folder).free)
-    seen: set[str] = set()
+    folder.mkdir()
+    room, seen = min(free_memory(), shutil.disk_usage(folder).free), set()
     try:
-        for name, size, opened in _members(path):
+        for name, size, opened in _regular_files(path):
             file = folder / PurePosixPath(name)
             if ".." in file.parts or not file.is_relative_to(folder):
                 continue
             # an official file that is there twice, in whatever folder, would be other images, or the same ones again
-            key = file.name if file.name in BATCH_NAMES else name
+            key = file.name if file.name in ONCE else name
             if key in seen:
                 raise DataError(f"{path}: {name} is in it twice.")
             seen.add(key)
@@ -77,13 +74,15 @@ def _unpack(path: Path, folder: Path) -> None:
         raise DataError(f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}).") from error
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-    """Yield (name, size in bytes, what opens it) of the regular files in a tar or zip archive."""
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    with zipfile.ZipFile(path) if is_zip else tarfile.open(path, "r:*") as archive:
-        for member in archive.infolist() if is_zip else archive:
-            if is_zip and not member.is_dir():
-                yield member.filename, member.file_size, partial(archive.open, member)
-            elif not is_zip and member.isfile():
+def _regular_files(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
+    """Yield (name, size in bytes, what opens it) for each in a tar or zip archive."""
+    if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):  # a tar may end in a zip
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    yield member.filename, member.file_size, partial(archive.open, member)
+        return
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            if member.isfile():
                 yield member.name, member.size, partial(archive.extractfile, member)

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,17 @@ def _text(value: object) -> object:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """{name: values} of what is in a file. Raises `DataError` where it is broken, larger than it can be, or has not
-    what it takes to read it."""
+    """{name: values} of what is in a file, None for what is of no use. Raises `DataError` where it is broken, too large,
+    or of a kind whose reader is not installed."""
     ending, size = path.suffix.lower(), path.stat().st_size
     try:
         if ending in layouts.TABLES:
             return _load_table(path)
-        if ending in (".npz", ".npy"):
-            return _load_numpy(path)
+        if ending == ".npz":
+            return _load_npz(path)
+        if ending == ".npy":  # those beside it as well
+            files = [file for name, file in peek(path.parent)[1].items() if name.lower().endswith(".npy")]
+            return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
         if size > BATCH_LIMIT:
             raise DataError(f"{path} has {size / 1e6:,.0f} MB, CIFAR's files have 31 to 160 MB.")
         if ending == ".mat":
@@ -83,15 +86,11 @@ def _load(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise DataError(f"{path} is read by {error.name}, which is missing: pip install {error.name}.") from error
     except Exception as error:  # what damaged files raise is open-ended
-        what = f"truncated, corrupt, or pickled or coded in a way that is not read ({size:,} bytes; {error})"
+        what = f"truncated, corrupt, or with pickled objects that images have no use for ({size:,} bytes; {error})"
         raise DataError(f"{path}: {what}. Nothing in it was executed.") from error
 
 
-def _load_numpy(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz that are images and labels, or those of all .npy files beside this one."""
-    if path.suffix.lower() == ".npy":
-        files = [file for name, file in peek(path.parent)[1].items() if name.lower().endswith(".npy")]
-        return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
+def _load_npz(path: Path) -> dict[str, Any]:
     # opened here, because np.load leaves a damaged file open
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
         size, room = sum(info.file_size for info in arrays.zip.infolist()), free_memory()
@@ -106,21 +105,21 @@ def _load_table(path: Path) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix.lower() == ".parquet":
-        source = pq.ParquetFile(path)
-        names, metadata = source.schema_arrow.names, source.schema_arrow.metadata
-    else:
-        with pa.OSFile(str(path)) as file:
-            is_file = file.read(6) == b"ARROW1"
-            file.seek(0)
-            source = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file).read_all()
-        names, metadata = source.column_names, source.schema.metadata
-    if len({*names}) < len(names):
-        raise DataError(f"{path} has several columns of the same name: {some(names)}.")
-    wanted = [name for name in names if name.lower() in (*layouts.IMAGES, *layouts.LABELS, "split")]
-    table = source.read(wanted) if path.suffix.lower() == ".parquet" else source
-    columns = dict.fromkeys(names) | {name: _values(table[name]) for name in wanted}
-    features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    with pa.OSFile(str(path)) as file:
+        start = file.read(6)
+        file.seek(0)
+        if start[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
+            source = pq.ParquetFile(file)
+            schema = source.schema_arrow
+        else:
+            source = (pa.ipc.open_file if start == b"ARROW1" else pa.ipc.open_stream)(file).read_all()
+            schema = source.schema
+        if len({*schema.names}) < len(schema.names):
+            raise DataError(f"{path} has several columns of the same name: {some(schema.names)}.")
+        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS, "split")]
+        table = source.read(wanted) if isinstance(source, pq.ParquetFile) else source
+    columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     recorded = [features.get(label, {}).get("names") for _, label in _pairs(columns).values()]
     return columns | ({"class_names": recorded[0]} if any(recorded) else {})
 
@@ -173,65 +172,63 @@ def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     return chosen, left_out
 
 
-def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], list[str] | None]:
-    """(layout, {split: official files}, names of others, names of the classes unless they are CIFAR-10's)."""
-    files = peek(folder)[1]
+def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], list[str]]:
+    """(layout, {split: official files}, names of other files, names of the classes unless they are CIFAR-10's)."""
+    files, classes = peek(folder)[1], []
     dataset, ending = layouts.batch_kind(folder, files)
     wanted = {split: [name + ending for name in names] for split, names in layouts.BATCHES[dataset].items()}
     if files.keys() & {*wanted["test"]} and not files.keys() & {*wanted["train"]}:
         del wanted["train"]  # the test set alone, to evaluate on
     if missing := [name for names in wanted.values() for name in names if name not in files]:
         raise DataError(f"{folder}: {some(missing, 6)} missing, of {dataset}'s files.")
-    classes: list[str] = []
     for meta in [files[name] for name in layouts.METAS if name in files]:
-        lists = [values for key, values in _load(meta).items() if key in layouts.CLASS_NAMES]
-        classes = [str(_text(name)) for name in lists[0]] if lists else []
+        found = next((values for key, values in _load(meta).items() if key in layouts.CLASS_NAMES), ())
+        classes = [str(_text(name)) for name in found]
         if dataset == "CIFAR-10" and classes != [*layouts.CLASSES]:
             raise DataError(f"{meta}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
     known = {*layouts.METAS, *(name for names in wanted.values() for name in names)}
     others = [name for name in files if name not in known and not re.match("readme|coarse", name, re.IGNORECASE)]
     chosen = {split: [files[name] for name in names] for split, names in wanted.items()}
-    numbers = [str(number) for number in range(100)]
-    return layouts.BATCH_ENDINGS[ending], chosen, others, None if dataset == "CIFAR-10" else classes or numbers
+    classes = [] if dataset == "CIFAR-10" else classes or [str(number) for number in range(100)]
+    return layouts.BATCH_ENDINGS[ending], chosen, others, classes
 
 
 def read_arrays(path: Path) -> Reading | str:
-    """Read the official batches or the tables in a folder, or the arrays of one file; text says what they are instead."""
-    classes, left_out, files = None, [], {"": [path]}
+    """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
+    files, left_out, classes = {"": [path]}, [], []
     official = path.is_dir() and layouts.batch_kind(path, peek(path)[1])
     if official:
         layout, files, left_out, classes = _official_files(path)
     elif path.is_dir():
         files, left_out = table_files(path)
     tables = defaultdict(list)
-    for split, paths in files.items():
-        shards = re.search(r"-of-0*(\d+)\.", paths[0].name)
-        if shards and int(shards[1]) != len(paths):
-            raise DataError(f"{path}: {len(paths)} of the {shards[1]} files of {split or 'the images'} are there.")
-        for file in paths:
-            columns = _load(file)
-            classes = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
-            for own, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
-                shape = getattr(columns.get(images), "shape", None)
-                problem = (
-                    "" if images and labels else f"no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-                )
-                if shape and shape[1:] not in PIXEL_SHAPES:
-                    problem = f"{images} {list(shape)}, no 32x32 colour images"
-                if problem and official:
-                    raise DataError(f"{file} holds {problem}.")
-                if problem:
-                    return f"{file}, which holds {problem}"
-                table = Table(columns[images], columns[labels], f"{file}: {images} and {labels}")
-                by_row = next((values for key, values in columns.items() if key.lower() == "split"), None)
-                for row_split, rows in _by_split(table, by_row):
-                    tables[own or row_split or split or "train"].append(rows)
+    for split, file in [(split, file) for split, paths in files.items() for file in paths]:
+        shards = re.search(r"-of-0*(\d+)\.", file.name)
+        if shards and int(shards[1]) != len(files[split]):
+            raise DataError(
+                f"{path}: {len(files[split])} of the {shards[1]} files of {split or 'the images'} are there."
+            )
+        columns = _load(file)
+        classes = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
+        for own, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
+            problem = "" if images and labels else f"no {'labels' if images else 'images'}, but {some([*columns], 8)}"
+            shape = getattr(pixels := columns.get(images), "shape", (0, *PIXEL_SHAPES[0]))
+            if images and (shape[1:] not in PIXEL_SHAPES or not isinstance(pixels, (list, np.ndarray))):
+                problem = f"{images} ({type(pixels).__name__} {list(shape)}) that are no 32x32 colour images"
+            if problem and official:
+                raise DataError(f"{file} holds {problem}.")
+            if problem:
+                return f"{file}, which holds {problem}"
+            table = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+            for row_split, rows in _by_split(table, columns):
+                tables[own or row_split or split or "train"].append(rows)
     return Reading(path, layout, dict(tables), classes, left_out)
 
 
-def _by_split(table: Table, splits: Sequence[str] | None) -> list[tuple[str | None, Table]]:
+def _by_split(table: Table, columns: Mapping[str, Any]) -> list[tuple[str | None, Table]]:
     """The rows of each split, where a column names them."""
+    splits = next((values for key, values in columns.items() if key.lower() == "split"), None)
     if splits is None:
         return [(None, table)]
     rows = defaultdict(list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -34,9 +34,9 @@ from helpers.vit.layouts import (
 HUB_ID = "uoft-cs/cifar10"
 HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test"))
 DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
-READERS = {"arrays": array_files.read_arrays, "images": image_files.read_images}
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
+Found = Reading | DataError | OSError | None  # what is at a path: a reading, why it is none, or nothing yet: an archive
 
 
 def load_images(
@@ -68,11 +68,16 @@ def load_images(
         return read_images(root, img_size, training)
 
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
-    roots = [Path(root).expanduser() for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else []))]
-    seen: list[str] = []
-    if found := _search(roots, seen, training):
-        return found
-    not_taken = f"Seen, and not taken: {'; '.join(seen[:8])}. " if seen else ""
+    tried, seen = set(), []  # roots may overlap: one warning for each copy is enough
+    for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
+        for path, found in _readings(Path(root).expanduser(), seen, own=False):
+            if path not in tried:
+                tried.add(path)
+                try:
+                    return _finished(path, found, img_size, training, own=False)
+                except (DataError, OSError) as error:
+                    print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
+    not_taken = f"Seen, and not taken: {some(seen, 8)}. " if seen else ""
     try:
         if not download:
             raise DataError("download=False forbids it. Allow it, or give the path of a copy.")
@@ -86,39 +91,25 @@ def load_images(
     return _synthetic()
 
 
-def _search(roots: Sequence[Path], seen: list[str], training: bool) -> ImageSet | None:
-    """The first CIFAR-10 in `roots`; `seen` collects what was not taken."""
-    tried = set()  # roots may overlap: one warning for each copy is enough
-    for root in roots:
-        for path, found in _readings(root, seen, own=False):
-            if path not in tried:
-                tried.add(path)
-                try:
-                    return _finish(path, found, 32, training, own=False)
-                except (DataError, OSError) as error:
-                    print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
-    return None
-
-
 def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> ImageSet:
-    """Read and check the nearest images at `root` (a folder or a file) or up to two folders below it; a `DataError`
-    names the culprit."""
+    """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
+    the culprit."""
     root, remarks = Path(root).expanduser(), []
     readings = _readings(root, remarks)
     path, found = next(readings, (None, None))
     if path is None:
         raise DataError(_nothing_found(root, remarks))
     try:
-        return _finish(path, found, img_size, training)
-    except DataError as error:
-        other = next((other for other, reading in readings if not isinstance(reading, Exception)), None)
+        return _finished(path, found, img_size, training)
+    except (DataError, OSError) as error:
+        other = next((other for other, found in readings if other != path and not isinstance(found, Exception)), None)
         step = f"try another copy, data_root={str(other)!r}" if other else "download it again"
         raise DataError(f"{error} Mend this copy, or {step}.") from error
 
 
-def _finish(path: Path, found: Reading | DataError | None, img_size: int, training: bool, own: bool = True) -> ImageSet:
-    """The images of what was found at `path`: a reading, an error, or for an archive nothing yet."""
-    if isinstance(found, DataError):
+def _finished(path: Path, found: Found, img_size: int, training: bool, own: bool = True) -> ImageSet:
+    """The images of what was found at `path`."""
+    if isinstance(found, Exception):
         raise found
     if found:
         return assemble(found, img_size, training)
@@ -127,7 +118,7 @@ def _finish(path: Path, found: Reading | DataError | None, img_size: int, traini
         inside = next(((place, found) for place, found in _readings(folder, remarks, own) if found), None)
         if not inside:
             raise DataError(_nothing_found(folder, remarks))
-        images = _finish(*inside, img_size, training)
+        images = _finished(*inside, img_size, training)
     return replace(images, source=outside(images.source, folder, path))
 
 
@@ -139,79 +130,78 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tuple[Path, Reading | DataError | None]]:
-    """Yield what is at or below `root`, nearest first, with its path: a reading, why there is none, or None for an
-    archive. `remarks` collects near misses, and unless `own` classes will do what is not CIFAR-10."""
+def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tuple[Path, Found]]:
+    """Yield (path, what is there) at or below `root`, nearest first. `remarks` collects near misses, and unless `own`
+    classes will do, what is not CIFAR-10."""
     taken: list[Path] = []
-    for layout, path in _places(root, own):
-        if layout == "archive":
-            yield path, None
-        elif not any(folder in path.parents for folder in taken):
-            try:
-                found = READERS[layout](path)
-            except (DataError, OSError) as error:
-                found = error
-            if isinstance(found, Reading):
-                taken += [path] if layout == "images" else []  # folders of its splits are no data sets of their own
-                if not own and not are_cifar10(found.class_names()):
-                    found = (
-                        f"{path}, whose classes are {some(found.class_names(), 10)}; data_root={str(path)!r} takes it"
-                    )
-            if isinstance(found, str):
-                remarks.append(found)
-            elif found:
-                yield path, found
+    for reader, path in _places(root):
+        if any(folder in path.parents for folder in taken):
+            continue  # the folders of a set's splits and classes are no sets of their own
+        try:
+            found = reader(path) if reader else None
+        except (DataError, OSError) as error:
+            found = error
+        taken += [path] if reader is image_files.read_images and isinstance(found, Reading) else []
+        if not own and isinstance(found, Reading) and (names := found.class_names()) and not are_cifar10(names):
+            found = f"{path}, whose classes are {some(names, 10)} (data_root={str(path)!r} takes them)"
+        elif not own and not reader and not re.search(CIFAR10, path.name, re.IGNORECASE):
+            found = f"{path}, an archive (data_root={str(path)!r} looks into it)"
+        if isinstance(found, str):
+            remarks.append(found)
+        elif found or not reader:
+            yield path, found
 
 
-def _places(root: Path, own: bool) -> Iterator[tuple[str, Path]]:
-    """Yield (reader or "archive", folder or file) where images may be: at `root`, and in the folders below."""
+def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
+    """Yield (reader, or None for an archive; file or folder) for all that may hold images at or below `root`."""
+    arrays, images = array_files.read_arrays, image_files.read_images
     if os.path.isfile(root):  # noqa: PTH113 (Path.is_file raises where looking is not allowed)
-        ending, known = root.suffix.lower(), batch_kind(Path(), [root.name, *METAS]) or root.name in METAS
-        if ending in (".npz", ".npy", *TABLES) or known:
-            yield "arrays", root.parent if known or (ending in TABLES and split_and_rest(root.stem)[0]) else root
+        ending, split = root.suffix.lower(), split_and_rest(root.stem)[0]
+        if ending in (".npz", ".npy") or (ending in TABLES and not split):
+            yield arrays, root
+        elif ending in TABLES or root.name in METAS or batch_kind(root.parent, [root.name, *METAS]):
+            yield arrays, root.parent
         elif root.name.lower() in LABEL_TABLES:
-            yield "images", root.parent
+            yield images, root.parent
         elif is_archive(root):
-            yield "archive", root
+            yield None, root
         return
-    level, archives = [root], []
+    later = []
+    for folder in _folders(root):
+        folders, files = peek(folder)
+        names = sorted(files, key=natural)
+        official = [folder, *(folders[name] for name in sorted(folders) if re.fullmatch(BATCH_FOLDER, name))]
+        yield from ((arrays, place) for place in official if batch_kind(place, peek(place)[1]))
+        for path in [files[name] for name in names if re.search(f"{ARCHIVE}|^cifar", name, re.IGNORECASE)]:
+            if is_archive(path) and re.search(CIFAR10, path.name, re.IGNORECASE):
+                yield None, path
+            elif is_archive(path):
+                later.append((None, path))
+        alone = [name for name in names if name.lower().endswith(".npz")]
+        alone += [name for name in names if name.lower().endswith(".npy")][:1]  # for all of them
+        yield from ((arrays, files[name]) for name in alone)
+        if array_files.table_files(folder)[0]:
+            yield arrays, folder
+        yield images, folder
+    yield from later
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield `root` and the folders below it, level by level."""
+    level = [root]
     for _ in range(DEPTH + 1):
-        for folder in level:
-            yield from _places_in(folder, archives)
-        below = [(peek(folder)[0], folder) for folder in level]
-        level = [_only(path) for folders, _ in below if len(folders) <= MAX_BRANCHES for path in folders.values()]
-        level.sort(key=lambda path: natural(str(path)))
-    yield from archives if own else ()
-
-
-def _places_in(folder: Path, archives: list[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
-    """Yield what may be read at exactly `folder`; archives of unknown names are kept for later."""
-    folders, files = peek(folder)
-    for place in (folder, *(folders[name] for name in sorted(folders) if re.fullmatch(BATCH_FOLDER, name))):
-        if batch_kind(place, peek(place)[1]):  # before an archive that lies beside it: faster to read
-            yield "arrays", place
-    for name in sorted(files, key=natural):
-        cifar10 = re.search(CIFAR10, name, re.IGNORECASE)
-        if re.search(ARCHIVE, name, re.IGNORECASE) or (cifar10 and is_archive(files[name])):
-            if cifar10:
-                yield "archive", files[name]
-            else:
-                archives.append(("archive", files[name]))
-    arrays = [files[name] for name in sorted(files) if name.lower().endswith(".npz")]
-    arrays += [files[name] for name in sorted(files) if name.lower().endswith(".npy")][:1]  # one stands for all
-    yield from (("arrays", path) for path in arrays + [folder] * bool(array_files.table_files(folder)[0]))
-    yield "images", folder
+        yield from level
+        below = [peek(folder)[0] for folder in level]
+        below = [folders for folders in below if len(folders) <= MAX_BRANCHES]
+        level = [_only(folders[name]) for folders in below for name in sorted(folders, key=natural)]
 
 
 def _only(folder: Path) -> Path:
-    """`folder`, or what it merely wraps: the newest snapshot of a repository of the hub, the one folder in it."""
-    while True:
-        folders, files = peek(folder)
-        if "snapshots" in folders:
-            folders = dict([max(peek(folders["snapshots"])[0].items(), key=lambda item: item[1].stat().st_mtime)])
-        elif len(folders) != 1 or files:
-            return folder
-        folder = next(iter(folders.values()))
+    """`folder`, or what it merely wraps: a snapshot of a repository of the hub, or the one folder that is in it."""
+    folders, files = peek(folder)
+    if "snapshots" in folders:
+        return _only(folders["snapshots"])
+    return _only(next(iter(folders.values()))) if len(folders) == 1 and not files else folder
 
 
 def _nothing_found(root: Path, remarks: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ def read_images(root: Path) -> Reading | str | None:
         found = {layouts.split_and_rest(root.name)[0] or "train": _class_tables(root)}
     if any(tables for tables, _ in found.values()):
         left_out = [name for _, names in found.values() for name in names]
-        return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, None, left_out)
+        return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, (), left_out)
     flat = next((path for path in places.values() if _images_in(path)[0]), None)
     step = "For the Kaggle competition, copy trainLabels.csv beside it"
     return f"{flat}, whose images no folder, name or table gives a class. {step}" if flat else None
@@ -94,7 +94,7 @@ def _read_label_table(root: Path, table: Path, files: dict[str, Path]) -> Readin
         raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
     tables = [Table(images, [label_of[path.stem] for path in images], str(table))]
     layout = "Kaggle competition" if competition else f"images with {table.name}"
-    return Reading(root, layout, {"train": tables}, None, [name for name in others if name != table.name])
+    return Reading(root, layout, {"train": tables}, (), [name for name in others if name != table.name])
 
 
 def _read_labels(table: Path, competition: bool) -> dict[str, str]:
@@ -102,7 +102,8 @@ def _read_labels(table: Path, competition: bool) -> dict[str, str]:
     label_of: dict[str, str] = {}
     columns = _columns(table)
     if not columns:
-        raise DataError(f"{table}: the first line names no columns id and label.")
+        first = table.read_text(errors="replace").partition("\n")[0]
+        raise DataError(f"{table}: the first line is {first[:80]!r}, expected columns id and label.")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter=columns[2])

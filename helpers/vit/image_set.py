@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
 from helpers.common.files import DataError, natural, some
-from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name, class_key
+from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
 PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")  # none runs programs
 MAX_CLASSES = 1000
 
 
@@ -45,21 +44,22 @@ class Reading(NamedTuple):
     path: Path
     layout: str
     splits: Mapping[str, Sequence[Table]]  # of "train", "val", "test"
-    classes: Sequence[str] | None = None  # in the order of the numbers; None: labels are names, or CIFAR-10's numbers
+    classes: Sequence[str] = ()  # in the order of the numbers; without: labels are names, or CIFAR-10's numbers
     left_out: Sequence[str] = ()  # names of files
 
     def class_names(self) -> list[str]:
-        """The classes of the training images: as recorded, or as the labels have them, or CIFAR-10's."""
-        tables = self.splits.get("train") or [*chain(*self.splits.values())]
-        names = {label for table in tables for label in table.labels if isinstance(label, str)}
-        return [*(self.classes if self.classes is not None else ())] or sorted(names, key=natural) or [*CLASSES]
+        """The classes of the training images: as recorded, or as the labels have them; empty for numbers."""
+        tables = self.splits.get("train") or chain(*self.splits.values())
+        return [*self.classes] or sorted(
+            {x for table in tables for x in table.labels if isinstance(x, str)}, key=natural
+        )
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Training and test images in memory, on the CPU, in the order of their source."""
 
-    train_images: Tensor  # uint8 [N, 3, S, S], RGB, contiguous; no images where only the test set was asked for
+    train_images: Tensor  # uint8 [N, 3, S, S], RGB, contiguous; none where only the test set was asked for
     train_labels: Tensor  # int64 [N], 0 … len(classes) - 1
     test_images: Tensor
     test_labels: Tensor
@@ -81,14 +81,19 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
 
     Raises `DataError` for images and labels that do not fit each other or the memory, and for classes without images.
     """
-    path, notes = reading.path, []
+    path, recorded, notes = reading.path, reading.class_names(), []
+    names = recorded or [*CLASSES]
     tables = _chosen_splits(reading, training, notes)
-    names = reading.class_names()
     if not 2 <= len(names) <= MAX_CLASSES:
-        raise DataError(f"{path}: {some(names)}: {len(names):,} classes; from 2 to {MAX_CLASSES:,} can be learnt.")
+        raise DataError(f"{path}: {len(names):,} classes, {some(names)}; from 2 to {MAX_CLASSES:,} can be learnt.")
     labels = {split: np.concatenate([_numbers(table, names) for table in group]) for split, group in tables.items()}
     pixels, kinds = _pixels(tables, img_size, path, notes)
-    classes, name = _identified(reading, pixels, labels, notes)
+    for split, images in pixels.items():
+        low, high = images.min(), images.max()
+        if low == high or high <= 1:
+            what = f"all pixels are {low}" if low == high else "pixels are 0 or 1. Were they divided by 255 before?"
+            raise DataError(f"{path}: in the {split} set {what}.")
+    classes, name = _identified(path, recorded, pixels, labels, notes)
 
     parts = {split: (pixels[split], labels[split]) for split in tables}
     held_out = "test" not in parts
@@ -98,16 +103,15 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
         notes.append(
             f"no test images with labels: {few:,} of {total:,}, a fifth of each class, are the test set instead"
         )
-    for split, (images, numbers) in parts.items():
+    for split, (_, numbers) in parts.items():
         empty = [classes[c] for c in np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)]
         if empty:
             raise DataError(f"{path}: the {split} set of {len(numbers):,} images has none of class {some(empty, 10)}.")
-        if images.min() == images.max():
-            raise DataError(f"{path}: all pixels of the {split} set are {images.min()}.")
-        if images.max() <= 1:
-            raise DataError(f"{path}: the pixels of the {split} set are 0 or 1. Were they divided by 255 before?")
     parts.setdefault("train", [array[:0] for array in parts["test"]])
-    _note_copies(*(parts[split][0] for split in ("train", "test")), notes)
+    seen = {hash(image.tobytes()) for image in parts["train"][0]}
+    again = sum(hash(image.tobytes()) in seen for image in parts["test"][0])
+    if 10 * again >= len(parts["test"][0]):
+        notes.append(f"{again:,} of the test images are training images too: their accuracy says little")
     if kinds["JPEG"] and name.startswith("CIFAR-"):
         notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not {name}'s exact pixels")
     if reading.left_out:
@@ -121,8 +125,8 @@ def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[s
     """The tables of "train" and "test" that are needed; without "test" those of "val" are in its place."""
     found = {split: group for split, group in reading.splits.items() if any(len(table.labels) for table in group)}
     if not found or (training and "train" not in found):
-        there = f"no images for training, only {' and '.join(found)}" if found else "no images"
-        raise DataError(f"{reading.path}: {there}. Give a folder with all, or training images as well as a test set.")
+        there = f"a {' and a '.join(found)} set, but nothing to train on" if found else "no images"
+        raise DataError(f"{reading.path}: {there}. Give the folder that holds all.")
     test = next((split for split in ("test", "val") if split in found), None)
     if "val" in found:
         notes.append(
@@ -133,7 +137,7 @@ def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[s
 
 
 def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
-    """int64 [N]: a table's labels as numbers of the classes, which CIFAR-10 has in its own order, others in `names`'."""
+    """int64 [N]: a table's labels as numbers of the classes, which are in the order of `names`, or in CIFAR-10's."""
     images, values, where = table
     try:
         labels = np.asarray(values)
@@ -150,7 +154,7 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
     if len(labels) != len(images):
         raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
 
-    key = cifar10_name if are_cifar10(names) else class_key
+    key = cifar10_name if are_cifar10(names) else str.casefold
     number = {key(name): k for k, name in enumerate(CLASSES if key is cifar10_name else names)}
     if len(number) < len(names):
         raise DataError(f"{where}: of the classes {some(names, 20)} two are the same.")
@@ -160,41 +164,38 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
         return np.array([number[key(name)] for name in labels], np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if wrong.size:
-        first = f"label {labels[wrong[0]]} of image {wrong[0]} is not in 0 … {len(names) - 1}"
         hint = " Is it CIFAR-100?" if len(names) == 10 and 10 <= labels.max() <= 99 else ""
         hint = " Are they counted from 1?" if labels.min() >= 1 and labels.max() == len(names) else hint
+        first = f"label {labels[wrong[0]]} of image {wrong[0]} is not in 0 … {len(names) - 1}"
         raise DataError(f"{where}: {first} ({wrong.size:,} such labels).{hint}")
-    return np.array([number[key(name)] for name in names], np.int64)[labels.astype(np.int64)]
+    return np.array([number[key(name)] for name in names])[labels.astype(np.int64)]
 
 
-def _identified(reading: Reading, pixels: Mapping, labels: Mapping, notes: list[str]) -> tuple[Sequence[str], str]:
+def _identified(
+    path: Path, recorded: Sequence[str], pixels: Mapping, labels: Mapping, notes: list[str]
+) -> tuple[Sequence[str], str]:
     """(classes, name) of CIFAR-10 or -100 if it is one, else the name of its folder."""
-    names = reading.class_names()
-    classes = CLASSES if are_cifar10(names) else tuple(unicodedata.normalize("NFC", name).strip() for name in names)
-    sizes = {split: len(numbers) for split, numbers in labels.items()}
-    too_many = any(size > SIZES[split] for split, size in sizes.items())
+    names = recorded or CLASSES
+    classes = CLASSES if are_cifar10(names) else names
+    counts = [f"{len(labels[split]):,} of {most:,} {split} images" for split, most in SIZES.items() if split in labels]
+    fits = all(len(numbers) <= SIZES[split] for split, numbers in labels.items())
     # numbers for names may stand for any ten things: the images decide
-    if [name.lstrip("0") or "0" for name in names] == [*"0123456789"] and not too_many:
-        if all(x.shape[-1] == 32 and (x[:, 0] != x[:, 1]).any() for x in pixels.values()):
-            classes = CLASSES
-            notes.append("the classes 0 … 9 of 32x32 colour images are taken for CIFAR-10's, in its order")
-    part = [f"{size:,} of {SIZES[split]:,} {split} images" for split, size in sizes.items() if size != SIZES[split]]
+    colour = all(images.shape[-1] == 32 and (images[:, 0] != images[:, 1]).any() for images in pixels.values())
+    if [name.lstrip("0") or "0" for name in names] == [*"0123456789"] and fits and colour:
+        classes = CLASSES
+        notes.append("the classes 0 … 9 of 32x32 colour images are taken for CIFAR-10's, in its order")
     hundred = len(classes) == 100 and {*classes} >= SOME_OF_CIFAR100
-    if (classes == CLASSES or hundred) and not too_many:
+    if fits and (classes == CLASSES or hundred):
         name = "CIFAR-100" if hundred else "CIFAR-10"
-        notes += [f"part of {name}: {' and '.join(part)}"] if part else []
+        if any(len(numbers) < SIZES[split] for split, numbers in labels.items()):
+            notes.append(f"part of {name}: {' and '.join(counts)}")
         return classes, name
-    if (
-        too_many
-        and classes == CLASSES
-        and not reading.classes
-        and not isinstance(reading.splits["train"][0].labels[0], str)
-    ):
-        raise DataError(f"{reading.path}: {' and '.join(part)} in CIFAR-10. Is it another data set?")
+    if not recorded:
+        raise DataError(f"{path}: {' and '.join(counts)} in CIFAR-10. Is it another data set?")
     known = len({*map(cifar10_name, classes)} & {*CLASSES})
-    more = f", of which CIFAR-10 has {known}{' (and fewer images)' if too_many else ''}" if known >= 5 else ""
-    notes.append(f"{len(classes)} classes: {some(classes, 10)}{more}")
-    return classes, reading.path.resolve().name
+    near = f"; CIFAR-10 has {known} of them{'' if fits else ', and fewer images'}" if known >= 5 else ""
+    notes.append(f"{len(classes)} classes: {some(classes, 10)}{near}")
+    return classes, path.resolve().name
 
 
 def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -205,73 +206,49 @@ def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray, classes: int) -> d
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
-def _note_copies(train: np.ndarray, test: np.ndarray, notes: list[str]) -> None:
-    """Note a tenth or more of test images that are training images, and of training images that are there twice."""
-    hashes, test_hashes = ([hash(image.tobytes()) for image in images] for images in (train, test))
-    known = {*hashes}
-    shared, doubled = sum(image in known for image in test_hashes), len(train) - len(known)
-    if 10 * shared >= len(test):
-        notes.append(f"{shared:,} of the {len(test):,} test images are training images too: accuracies mean little")
-    if 10 * doubled >= len(train) > 0:
-        notes.append(f"{doubled:,} of the {len(train):,} training images are copies of others")
-
-
 def _pixels(
     tables: Mapping[str, Sequence[Table]], img_size: int, path: Path, notes: list[str]
 ) -> tuple[dict[str, np.ndarray], Counter[str]]:
-    """({split: uint8 [N, 3, S, S]}, how many files are of which kind); S is 32 where all images are, else `img_size`."""
-    if not any(isinstance(table.images, list) for group in tables.values() for table in group):
-        return {
-            split: np.concatenate([_checked_pixels(t, notes) for t in group]) for split, group in tables.items()
-        }, Counter()
-    count = sum(len(table.images) for group in tables.values() for table in group)
-    _check_memory(tables, count, img_size, path)
+    """({split: uint8 [N, 3, S, S]}, how many files are of which kind); S is 32 if all images are 32x32, or img_size."""
+    every = [table.images for group in tables.values() for table in group]
+    if not any(isinstance(images, list) for images in every):
+        arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
+        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
+    # room for the images and a copy of them, which is made when some are held out
+    count, room = sum(map(len, every)), free_memory()
+    small = all(_decode(images[0], 32)[-1] == (32, 32) for images in every if len(images))
+    need = 6 * count * (32 if small else img_size) ** 2
+    if need > room:
+        step = "" if small else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
+        what = f"{count:,} images of this size, and a copy of them, are {need / 1e9:,.1f} GB"
+        raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free: give {step}fewer images.")
+
     decoded = {split: _decode_all(group, split, img_size) for split, group in tables.items()}
     kinds = Counter(kind for images in decoded.values() for _, kind, _ in images)
     sizes = Counter("{}x{}".format(*size) for images in decoded.values() for *_, size in images)
     side = 32 if {*sizes} == {"32x32"} else img_size
-    changed = Counter({size: n for size, n in sizes.items() if size != f"{side}x{side}"})
-    if changed:
-        listed = some([size for size, _ in changed.most_common()], 3)
-        how = f"resized to {side}x{side} by their shorter side, the middle is kept"
-        notes.append(f"{changed.total():,} of {count:,} images were {how}; they had {listed} pixels")
-    return {split: _stacked(images, side) for split, images in decoded.items()}, kinds
+    if others := [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]:
+        how = f"{sum(sizes[size] for size in others):,} of {count:,} images were resized to {side}x{side}"
+        notes.append(f"{how} by their shorter side, the middle kept; they had {some(others, 3)} pixels")
+    stacked = {split: np.empty((len(images), 3, side, side), np.uint8) for split, images in decoded.items()}
+    for split, images in decoded.items():
+        for row in reversed(stacked[split]):
+            image = images.pop()[0]  # not to have all of them twice
+            row[:] = (image if len(image) == side else _fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
+    return stacked, kinds
 
 
-def _stacked(images: list, side: int) -> np.ndarray:
-    """uint8 [N, 3, side, side]; the list is emptied on the way, since there may not be room for both."""
-    stacked = np.empty((len(images), 3, side, side), np.uint8)
-    for row in reversed(stacked):
-        pixels = images.pop()[0]
-        if len(pixels) != side:  # 32x32, among others
-            pixels = np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.BICUBIC))
-        row[:] = pixels.transpose(2, 0, 1)
-    return stacked
+def _fitted(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
 
 def free_memory() -> float:
     """Bytes of memory that can be had now; infinite where the system does not tell."""
-    with contextlib.suppress(OSError):  # Linux; what it lends to its cache of files can be had
-        if found := re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text()):
-            return 1024 * int(found[1])
-    with contextlib.suppress(AttributeError, ValueError, OSError):
+    with contextlib.suppress(OSError, TypeError):  # Linux; what it lends to its cache of files can be had
+        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return math.inf
-
-
-def _check_memory(tables: Mapping[str, Sequence[Table]], count: int, img_size: int, path: Path) -> None:
-    """Raise `DataError` unless there is room for the images and a copy of them, which is made when some are held out."""
-    sources = [
-        image for group in tables.values() for table in group for image in table.images[:: len(table.images) // 3 + 1]
-    ]
-    small = all(isinstance(found := _decode(image, 32), str) or found[2] == (32, 32) for image in sources[:50])
-    side, room = 32 if small else img_size, free_memory()
-    need = 2 * count * 3 * side**2
-    if need > room:
-        largest = math.isqrt(int(room / (6 * count)))
-        advice = f"Set img_size to {largest} at most, or give fewer images" if not small else "Give fewer images"
-        what = f"{count:,} images of {side}x{side} pixels, and a copy of them, are {need / 1e9:,.1f} GB"
-        raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free. {advice}.")
 
 
 def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
@@ -282,45 +259,33 @@ def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
     low, high = (values.min(), values.max()) if usual and values.size else (0, 0)
     if not usual or not 0 <= low <= high <= 255:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        got += f" from {low:g} to {high:g}" if usual else ""
         expected = "numbers from 0 to 255 (or to 1), not normalised, as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
-        raise DataError(f"{table.where}: the images are {got}, expected {expected}.")
+        raise DataError(
+            f"{table.where}: the images are {got}{f' from {low:g} to {high:g}' * usual}, expected {expected}."
+        )
     if values.dtype.kind == "f":
         factor = 255 if high <= 1 and (values % 1).any() else 1
-        notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
         values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
-    if shape == (3072,) and _channels_last(values):
-        notes.append("pixels in rows of 3072 are taken to be red, green, blue by turns, by how smooth that is")
-        shape, values = (32, 32, 3), values.reshape(-1, 32, 32, 3)
+        notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
+    if shape == (3072,):
+        # where a pixel's three values stand together, an image row has 96, after which a row resembles itself
+        few = values[:1000].astype(np.int16)
+        if np.abs(few[:, 96:] - few[:, :-96]).mean() < 0.8 * np.abs(few[:, 32:] - few[:, :-32]).mean():
+            notes.append("rows of 3072 pixels are taken to be red, green, blue by turns, by their smoothness")
+            return values.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
     return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
 
 
-def _channels_last(rows: np.ndarray) -> bool:
-    """Tell whether rows [N, 3072] resemble themselves one image row further on if there are three values to a pixel."""
-    some_rows = rows[:1000].astype(np.float32)
-    change = {step: np.abs(some_rows[:, step:] - some_rows[:, :-step]).mean() for step in (32, 96)}
-    return bool(change[96] < 0.8 * change[32])
-
-
 @functools.cache
-def formats() -> tuple[str, ...]:
-    """The kinds of image file that are read: of those which Pillow knows here, none that runs other programs."""
-    Image.init()
-    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
-
-
-@functools.cache
-def image_endings() -> frozenset[str]:
-    """How the names of image files end, in lower case."""
-    formats()
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+def image_endings() -> dict[str, str]:
+    """{".png": "PNG"} and so on of the kinds of image file that are read, of those which Pillow knows here."""
+    return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple[np.ndarray, str, tuple[int, int]]]:
     """`_decode` of tables of image files, in their order."""
     sources = [source for table in group for source in table.images]
     names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
-    formats()  # once, before the threads do
     decode = functools.partial(_decode, img_size=img_size)
     results = thread_map(decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
@@ -330,22 +295,20 @@ def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple
 
 
 def _decode(source: Path | bytes, img_size: int) -> tuple[np.ndarray, str, tuple[int, int]] | str:
-    """(uint8 [S, S, 3], kind such as "PNG", size before) of one image, or what is wrong with it; S is 32 or `img_size`."""
+    """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32, as in the file, or img_size."""
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         if not isinstance(data, bytes):
             return f"is {type(data).__name__}, not the bytes of an image"
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
+        with Image.open(io.BytesIO(data), formats=tuple({*image_endings().values()})) as image:
             size, kind = image.size, "JPEG" if image.format == "MPO" else image.format
             if image.mode[0] in "IF":
                 return f"has mode {image.mode}, more than 8 bits a pixel"
             if size != (32, 32):
-                image.draft("RGB", (2 * img_size, 2 * img_size))  # a large photo need not be decoded in full
+                image.draft("RGB", (2 * img_size, 2 * img_size))  # a large JPEG need not be decoded in full
             pixels = ImageOps.exif_transpose(image).convert("RGB")
-            if size != (32, 32):
-                pixels = ImageOps.fit(pixels, (img_size, img_size), Image.Resampling.BICUBIC)
-            return np.asarray(pixels), kind, size
+            return np.asarray(pixels) if size == (32, 32) else _fitted(pixels, img_size), kind, size
     except UnidentifiedImageError:
-        return "is no readable image"
+        return "is no readable image (PNG, JPEG, …)"
     except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
         return str(error) or type(error).__name__

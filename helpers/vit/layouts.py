@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from helpers.common.files import peek
 
 LAYOUTS = {  # what lies there, as errors and README.md say it
-    "class folders": "`train/<class>/` and `test/<class>/` (or training, testing, val, valid, …), or `<class>/` alone; images "
-    "of any size and common kind; also `train/0_frog.png`",
-    "batches": "`data_batch_1` … `data_batch_5` and `test_batch`, or CIFAR-100's `train` and `test`: pickled, `.bin` or `.mat`",
+    "class folders": "`train/<class>/` and `test/<class>/` (or training, testing, val, valid, …), or `<class>/` alone, "
+    "with images of any size and common kind; also `train/0_frog.png`",
+    "official files": "`data_batch_1` … `data_batch_5` and `test_batch`, or CIFAR-100's `train` and `test`: in "
+    "`cifar-10-batches-py/` and the like; pickled, `.bin` or `.mat`",
     "label table": "`trainLabels.csv` (or labels.csv, train.csv) and `train/<id>.png`, as in the Kaggle competition",
     "arrays": "`.npz` or `.npy` with `x_train`, `y_train`, `x_test`, `y_test` (or train_images, trainX, arr_0, …)",
     "tables": "`train*.parquet` and `test*.parquet`, or `.arrow`: the Hugging Face hub's, its cache, `save_to_disk`",
-    "archive": "`.tar.gz`, `.tgz`, `.tar`, `.zip`, … of any of these",
+    "archive": "`.tar.gz`, `.tgz`, `.tar`, `.zip`, … of any of these, such as cifar-10-python.tar.gz",
 }
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OTHER_NAMES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
@@ -27,18 +27,7 @@ BESIDE_SPLIT = ("", "set", "images", "data", "seg")  # what else a split's folde
 
 # columns of a table and keys of an .npz, best first
 IMAGES = ("img", "image", "images", "x", "data", "pixels", "pixel_values", "features")
-LABELS = (
-    "fine_label",
-    "fine_labels",
-    "label",
-    "labels",
-    "y",
-    "target",
-    "targets",
-    "class",
-    "coarse_label",
-    "coarse_labels",
-)
+LABELS = ("fine_label", "fine_labels", "label", "labels", "y", "target", "targets", "class", "coarse_label")
 CLASS_NAMES = ("fine_label_names", "label_names", "class_names", "classes")
 FILE_NAMES = ("id", "image", "file", "filename", "file_name", "image_id", "name", "path")
 LABEL_TABLES = ("trainlabels.csv", "train_labels.csv", "labels.csv", "train.csv")  # the first is the competition's
@@ -60,18 +49,14 @@ def split_and_rest(name: str) -> tuple[str | None, str]:
     """("train", "images") of train_images and trainImages, (None, "images") of images."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
     words = re.sub(r"\b([xy])(train|test|val)\b", r"\1 \2", " ".join(words)).split()
-    at = next((i for i, word in enumerate(words) if word in SPLITS), None)
-    return (None, "_".join(words)) if at is None else (SPLITS[words[at]], "_".join(words[:at] + words[at + 1 :]))
+    split = next((word for word in words if word in SPLITS), None)
+    return SPLITS.get(split), "_".join(word for word in words if word != split)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """{split: sub-folder} of those whose whole name says which split they hold."""
-    found = {}
-    for name, path in sorted(peek(folder)[0].items()):
-        split, rest = split_and_rest(name)
-        if split and rest in BESIDE_SPLIT:
-            found.setdefault(split, path)
-    return found
+    found = {split_and_rest(name): path for name, path in sorted(peek(folder)[0].items(), reverse=True)}
+    return {split: path for (split, rest), path in found.items() if split and rest in BESIDE_SPLIT}
 
 
 def batch_kind(folder: Path, files: Collection[str]) -> tuple[str, str] | None:
@@ -85,14 +70,9 @@ def batch_kind(folder: Path, files: Collection[str]) -> tuple[str, str] | None:
     return ("CIFAR-10", "") if re.fullmatch(BATCH_FOLDER, folder.name) else None
 
 
-def class_key(name: str) -> str:
-    """The same text for the same class, whatever its case and whether a Mac has decomposed its letters."""
-    return unicodedata.normalize("NFC", name).strip().casefold()
-
-
 def cifar10_name(name: str) -> str:
     """CIFAR-10's name for a class: `automobile` for Car, 1_car and 001.automobile."""
-    plain = re.sub(r"^\d+[ ._-]+", "", class_key(name))
+    plain = re.sub(r"^\d+[ ._-]+", "", name.strip().casefold())
     return OTHER_NAMES.get(plain, plain)
 
 
