@@ -175,7 +175,7 @@ def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], list[str]]:
     """(layout, {split: official files}, names of other files, names of the classes unless they are CIFAR-10's)."""
     files, classes = peek(folder)[1], []
-    dataset, ending = layouts.batch_kind(folder, files)
+    dataset, ending = layouts.batch_kind(files)
     wanted = {split: [name + ending for name in names] for split, names in layouts.BATCHES[dataset].items()}
     if files.keys() & {*wanted["test"]} and not files.keys() & {*wanted["train"]}:
         del wanted["train"]  # the test set alone, to evaluate on
@@ -197,7 +197,7 @@ def read_arrays(path: Path) -> Reading | str:
     """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
     files, left_out, classes = {"": [path]}, [], []
-    official = path.is_dir() and layouts.batch_kind(path, peek(path)[1])
+    official = path.is_dir() and layouts.batch_kind(peek(path)[1])
     if official:
         layout, files, left_out, classes = _official_files(path)
     elif path.is_dir():

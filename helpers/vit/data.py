@@ -159,7 +159,7 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
         ending, split = root.suffix.lower(), split_and_rest(root.stem)[0]
         if ending in (".npz", ".npy") or (ending in TABLES and not split):
             yield arrays, root
-        elif ending in TABLES or root.name in METAS or batch_kind(root.parent, [root.name, *METAS]):
+        elif ending in TABLES or root.name in METAS or batch_kind([root.name, *METAS]):
             yield arrays, root.parent
         elif root.name.lower() in LABEL_TABLES:
             yield images, root.parent
@@ -171,7 +171,7 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
         folders, files = peek(folder)
         names = sorted(files, key=natural)
         official = [folder, *(folders[name] for name in sorted(folders) if re.fullmatch(BATCH_FOLDER, name))]
-        yield from ((arrays, place) for place in official if batch_kind(place, peek(place)[1]))
+        yield from ((arrays, place) for place in official if batch_kind(peek(place)[1]))
         for path in [files[name] for name in names if re.search(f"{ARCHIVE}|^cifar", name, re.IGNORECASE)]:
             if is_archive(path) and re.search(CIFAR10, path.name, re.IGNORECASE):
                 yield None, path

@@ -59,15 +59,15 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: path for (split, rest), path in found.items() if split and rest in BESIDE_SPLIT}
 
 
-def batch_kind(folder: Path, files: Collection[str]) -> tuple[str, str] | None:
-    """(data set, ending) of the official files among `files` in `folder`."""
+def batch_kind(files: Collection[str]) -> tuple[str, str] | None:
+    """(data set, ending) of the official files among the names of a folder's `files`."""
     for dataset, splits in BATCHES.items():
         for ending in BATCH_ENDINGS:
             found = {name + ending for names in splits.values() for name in names} & {*files}
             # a file called train says little on its own
             if found and (dataset == "CIFAR-10" or len(found | ({*METAS} & {*files})) > 1):
                 return dataset, ending
-    return ("CIFAR-10", "") if re.fullmatch(BATCH_FOLDER, folder.name) else None
+    return None
 
 
 def cifar10_name(name: str) -> str:

@@ -354,7 +354,7 @@ def test_the_competition_gets_a_held_out_test_set(tmp_path, below):
     y = torch.cat([images.train_labels, images.test_labels]).tolist()
     assert {pixels.tobytes(): label for pixels, label in zip(x, y, strict=True)} == label_of
     assert torch.equal(images.test_images, again.test_images)
-    assert any("20 of 120" in note and "no labels" in note for note in images.notes)
+    assert any("no test images with labels: 20 of 120" in note for note in images.notes)
 
 
 @pytest.mark.parametrize("given", ["cifar-10-batches-py", "cifar-10-batches-py/data_batch_2"])
@@ -526,11 +526,11 @@ def test_missing_batches_are_named(tmp_path):
         ({"labels": [0] * 20 + [-1, 1, 2, 3]}, ["label -1", "image 20"]),
         ({"labels": [0.5] * 24}, ["float64"]),
         ({"labels": None}, ["no labels"]),
-        ({"data": None}, ["no data"]),
+        ({"data": None}, ["no images"]),
         ({"data": np.zeros((24, 784), np.uint8)}, ["784"]),
-        ({"data": np.zeros((24, 3072), np.float32)}, ["float32"]),
+        ({"data": np.full((24, 3072), -1, np.float32)}, ["float32", "from -1 to -1"]),
         ({"data": "pixels"}, ["str"]),
-        ({"labels": None, "fine_labels": [1] * 24}, ["no labels", "fine_labels"]),
+        ({"labels": None, "names": [1] * 24}, ["no labels", "names"]),
     ],
 )
 def test_a_batch_with_wrong_content_is_named(tmp_path, change, words):
@@ -577,9 +577,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, protocol, inside):
         (tmp_path / "batches" / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
         expect(tmp_path / "batches", "data_batch_1", "executed")
         with tarfile.open(tmp_path / "archive" / "cifar-10-python.tar.gz", "w:gz") as tar:
-            info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
-            info.size = len(raw)
-            tar.addfile(info, io.BytesIO(raw))
+            tar.add(tmp_path / "batches" / "cifar-10-batches-py", "cifar-10-batches-py")
         expect(tmp_path / "archive", "data_batch_1", "executed")
         assert not list(tmp_path.glob("touched*"))
 
@@ -610,16 +608,13 @@ def test_an_archive_that_is_a_web_page_or_lacks_a_batch(tmp_path):
     expect(archive, "data_batch_2", "test_batch", "missing")
 
 
-def test_wrong_class_folders_are_named(tmp_path):
+def test_class_folders_that_differ_between_the_splits_are_named(tmp_path):
     write_folders(tmp_path)
-    (tmp_path / "train" / "automobile").rename(tmp_path / "train" / "car")
-    message = expect(tmp_path, tmp_path / "train", "missing automobile", "unknown car", "Expected exactly: airplane")
-    assert str(tmp_path / "test") not in message
-    (tmp_path / "train" / "car").rename(tmp_path / "train" / "automobile")
-    (tmp_path / "test" / "lion").mkdir()
-    expect(tmp_path, tmp_path / "test", "unknown lion")
-    shutil.rmtree(tmp_path / "test")
-    expect(tmp_path, "no test/ folder")
+    (tmp_path / "train" / "automobile").rename(tmp_path / "train" / "lion")
+    expect(tmp_path, tmp_path / "test" / "automobile", "label automobile is none of the classes airplane, bird")
+    (tmp_path / "train" / "lion").rename(tmp_path / "train" / "automobile")
+    shutil.copytree(tmp_path / "test" / "cat", tmp_path / "test" / "lion")
+    expect(tmp_path, tmp_path / "test" / "lion", "none of the classes")
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
@@ -638,11 +633,9 @@ def test_an_empty_class_in_the_batches_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["no readable PNG or JPEG"]),
-        (b"not an image", ["no readable PNG or JPEG"]),
+        (b"", ["no readable image"]),
+        (b"not an image", ["no readable image"]),
         (png(TRAIN_X[0])[:1500], ["1 of 120"]),
-        (png(TRAIN_X[0], size=(32, 31)), ["32x31"]),
-        (png(TRAIN_X[0], size=(224, 224)), ["224x224", "32x32"]),
         (png(TRAIN_X[0, ..., 0].astype(np.uint16), "I;16"), ["8 bits"]),
     ],
 )
@@ -697,15 +690,17 @@ def test_a_packed_competition_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"y_train": None}, ["y_train is not a file in the archive"]),
+        ({"y_train": None}, ["no labels, but x_train, x_test, y_test"]),
         ({"x_train": np.zeros((120, 28, 28), np.uint8)}, ["x_train", "[120, 28, 28]"]),
-        ({"x_test": TEST_X.astype(np.float32) / 255}, ["x_test", "float32"]),
+        ({"x_test": TEST_X.astype(np.float32) / 255 - 0.5}, ["x_test", "float32", "from -0.5 to 0.5"]),
         ({"x_test": TEST_X.astype(np.int32) * 2}, ["x_test", "int32"]),
         ({"y_test": TEST_Y[:-1]}, ["y_test", "30 images", "29 labels"]),
-        ({"y_train": TRAIN_Y + 1}, ["y_train", "label 10", "image 108"]),
+        ({"y_train": TRAIN_Y + 1}, ["y_train", "label 10", "image 108", "counted from 1"]),
         ({"y_train": TRAIN_Y * 11}, ["label 11", "CIFAR-100"]),
         ({"y_train": TRAIN_Y.astype(object)}, ["pickled objects"]),
-        ({"y_train": np.eye(10)[TRAIN_Y]}, ["y_train", "[120, 10]"]),
+        ({"y_train": np.eye(10)[TRAIN_Y] * 0.5}, ["y_train", "[120, 10]"]),
+        ({"x_train": TRAIN_X * 0}, ["all pixels are 0"]),
+        ({"x_train": TRAIN_X % 2}, ["divided by 255 before"]),
     ],
 )
 def test_an_npz_with_wrong_content_is_named(tmp_path, change, words):
@@ -717,7 +712,7 @@ def test_a_truncated_npz_is_named_whatever_its_name(tmp_path):
     cut(path)
     expect(tmp_path, "cifar10.npz", "truncated")
     path.rename(tmp_path / "x.npz")
-    expect(tmp_path, "x.npz", "cannot be read")
+    expect(tmp_path, "x.npz", "truncated")
 
 
 def test_another_data_set_in_npz_is_not_taken_for_cifar10(tmp_path):
@@ -733,9 +728,11 @@ def test_a_broken_parquet_file_is_named(tmp_path):
     intact = culprit.read_bytes()
     cut(culprit)
     expect(tmp_path, culprit.name, "truncated")
+    culprit.unlink()
+    expect(tmp_path, "1 of the 2 files of train")
     culprit.write_bytes(intact)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
-    expect(tmp_path, "no test*.parquet")
+    assert read_images(tmp_path).held_out
 
 
 def test_parquet_with_wrong_content_is_named(tmp_path):
@@ -744,21 +741,24 @@ def test_parquet_with_wrong_content_is_named(tmp_path):
     good = [png(x) for x in TRAIN_X[60:]]
     for images, labels, words in [
         ([*good[:5], b"broken", *good[6:]], TRAIN_Y[60:], ["row 5", "PNG"]),
-        ([*good[:5], png(TRAIN_X[0], size=(48, 48)), *good[6:]], TRAIN_Y[60:], ["row 5", "48x48"]),
         (good, TRAIN_Y[60:] + 3, ["label 10", "image 24"]),
         ([*good[:-1], None], TRAIN_Y[60:], ["row 59"]),
         ([[1, 2]] * 60, TRAIN_Y[60:], ["row 0", "list"]),
-        (good, [NAMES[y] for y in TRAIN_Y[60:]], ["label", "string"]),
+        (good, [None, *TRAIN_Y[61:].tolist()], ["float64"]),
+        (good, [[1, 2]] * 60, ["int64 [60, 2]"]),
     ]:
         pq.write_table(pa.table({"img": images, "label": labels}), culprit)
         expect(tmp_path, culprit.name, *words)
-    for path in tmp_path.iterdir():  # CIFAR-100's columns
-        pq.write_table(pa.table({"img": good, "fine_label": TRAIN_Y[60:]}), path)
-    expect(tmp_path, "fine_label")
-    features = json.dumps({"info": {"features": {"label": {"names": ["zero", "one"]}}}})  # as Hugging Face writes them
-    table = pa.table({"img": good, "label": TRAIN_Y[60:]}).replace_schema_metadata({"huggingface": features})
-    pq.write_table(table, culprit.with_name("train-00000-of-00002.parquet"))
-    expect(tmp_path, "whose classes are zero, one")
+    pq.write_table(pa.table([good, TRAIN_Y[60:], TRAIN_Y[60:]], ["img", "label", "label"]), culprit)
+    expect(tmp_path, culprit.name, "several columns of the same name: img, label, label")
+    pq.write_table(pa.table({"img": good, "caption": ["a cat"] * 60}), culprit.with_name("train-00000-of-00002.parquet"))
+    expect(tmp_path, "no labels, but img, caption")
+
+
+def test_empty_tables_are_no_images(tmp_path):
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), tmp_path / f"{split}.parquet")
+    expect(tmp_path, "no images")
 
 
 def test_more_images_than_cifar10_has_are_refused(tmp_path):
@@ -794,13 +794,6 @@ def test_a_given_path_that_is_absent_is_an_error(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"123")
     with pytest.raises(DataError, match="no known kind"):
         load_images(tmp_path / "x.bin")
-
-
-def test_class_folders_without_a_split_are_explained(tmp_path):
-    write_folders(tmp_path)
-    (tmp_path / "train").rename(tmp_path / "images")
-    shutil.rmtree(tmp_path / "test")
-    expect(tmp_path / "images", "not inside train/ and test/")
 
 
 def test_the_default_roots_are_searched_in_order(tmp_path, capsys):
