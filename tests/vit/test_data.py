@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,7 +221,9 @@ def write_npy(root):
         np.save(root / f"y_{split}.npy", y)
 
 
-def write_tables(image="img", label="label", of_image=None, of_label=int, names="{}-00000-of-00001.parquet", **metadata):
+def write_tables(
+    image="img", label="label", of_image=None, of_label=int, names="{}-00000-of-00001.parquet", **metadata
+):
     def write(root):
         for split, x, y in SPLITS:
             images = [of_image(pixels) if of_image else {"bytes": png(pixels), "path": None} for pixels in x]
@@ -310,7 +311,10 @@ OTHER_LAYOUTS = {
     "names recorded": write_tables(**HF_NAMES),
     "lists of pixels": write_tables("pixels", of_image=lambda x: x.transpose(2, 0, 1).ravel().tolist()),
     "nested lists": write_tables("image", of_image=lambda x: x.tolist()),
-    "validation": lambda root: (write_tables()(root), (root / "test-00000-of-00001.parquet").rename(root / "validation.parquet")),
+    "validation": lambda root: (
+        write_tables()(root),
+        (root / "test-00000-of-00001.parquet").rename(root / "validation.parquet"),
+    ),
     "split column": write_split_column,
     "save_to_disk": write_tables(names="{}/data-00000-of-00001.arrow", **HF_NAMES),
     "cached arrow": write_tables(names="plain_text/0.0.0/abc/cifar10-{}.arrow"),
@@ -325,7 +329,9 @@ def test_every_other_way_in_which_it_lies_about_is_read_pixel_for_pixel(tmp_path
     found = read_images(tmp_path / "d")
     order, test = (torch.argsort(labels, stable=True) for labels in (found.train_labels, found.test_labels))
     parts = (found.train_images[order], found.train_labels[order], found.test_images[test], found.test_labels[test])
-    check(replace(found, **dict(zip(("train_images", "train_labels", "test_images", "test_labels"), parts, strict=True))))
+    check(
+        replace(found, **dict(zip(("train_images", "train_labels", "test_images", "test_labels"), parts, strict=True)))
+    )
     assert not found.held_out and tempfile.gettempdir() not in found.source.replace(str(tmp_path), "")
 
 
@@ -751,13 +757,18 @@ def test_parquet_with_wrong_content_is_named(tmp_path):
         expect(tmp_path, culprit.name, *words)
     pq.write_table(pa.table([good, TRAIN_Y[60:], TRAIN_Y[60:]], ["img", "label", "label"]), culprit)
     expect(tmp_path, culprit.name, "several columns of the same name: img, label, label")
-    pq.write_table(pa.table({"img": good, "caption": ["a cat"] * 60}), culprit.with_name("train-00000-of-00002.parquet"))
+    pq.write_table(
+        pa.table({"img": good, "caption": ["a cat"] * 60}), culprit.with_name("train-00000-of-00002.parquet")
+    )
     expect(tmp_path, "no labels, but img, caption")
 
 
 def test_empty_tables_are_no_images(tmp_path):
     for split in ("train", "test"):
-        pq.write_table(pa.table({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), tmp_path / f"{split}.parquet")
+        pq.write_table(
+            pa.table({"img": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}),
+            tmp_path / f"{split}.parquet",
+        )
     expect(tmp_path, "no images")
 
 
