@@ -22,12 +22,9 @@ ONCE = {name + ending for names in BATCHES["CIFAR-10"].values() for name in name
 
 
 def is_archive(path: Path) -> bool:
-    """Tell whether a file is an archive, by its name, or by how it starts where the name has no ending."""
-    if path.suffix:
-        return bool(re.search(ARCHIVE, path.name, re.IGNORECASE))
-    with path.open("rb") as file:
-        start = file.read(262)
-    return start.startswith((b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:] == b"ustar"
+    """Tell whether a file is an archive, by its name, or by what is in it where the name has no ending."""
+    named = re.search(ARCHIVE, path.name, re.IGNORECASE)
+    return bool(named) or (not path.suffix and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)))
 
 
 def outside(text: str, folder: Path, path: Path) -> str:

@@ -22,6 +22,8 @@ from helpers.vit import layouts
 from helpers.vit.archives import BATCH_LIMIT
 from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table, free_memory
 
+SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
+
 
 def _plain_dtype(spec: object, *_: object) -> np.dtype:
     """The dtype of plain numbers: the elements of any other could be addresses that a pickle made up."""
@@ -56,7 +58,7 @@ def _text(value: object) -> object:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """{name: values} of what is in a file, None for what is of no use. Raises `DataError` where it is broken, too large,
+    """{name: values} of what is in a file, None for what is of no use. Raises `DataError` where it is broken, too large
     or of a kind whose reader is not installed."""
     ending, size = path.suffix.lower(), path.stat().st_size
     try:
@@ -103,21 +105,27 @@ def _load_npz(path: Path) -> dict[str, Any]:
 def _load_table(path: Path) -> dict[str, Any]:
     """The columns that matter of a Parquet or Arrow file, and the names of the classes where Hugging Face left them."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pa.OSFile(str(path)) as file:
-        start = file.read(6)
+        is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes them
         file.seek(0)
-        if start[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
-            source = pq.ParquetFile(file)
-            schema = source.schema_arrow
+        if path.suffix.lower() == ".parquet":
+            table = pq.ParquetFile(file)
+            schema = table.schema_arrow
         else:
-            source = (pa.ipc.open_file if start == b"ARROW1" else pa.ipc.open_stream)(file).read_all()
-            schema = source.schema
+            table = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(file).read_all()
+            schema = table.schema
         if len({*schema.names}) < len(schema.names):
             raise DataError(f"{path} has several columns of the same name: {some(schema.names)}.")
         wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS, "split")]
-        table = source.read(wanted) if isinstance(source, pq.ParquetFile) else source
+        table = table.read(wanted) if path.suffix.lower() == ".parquet" else table
+    if split := next((name for name in wanted if name.lower() == "split"), None):
+        parts = {value: table.filter(pc.equal(table[split], value)) for value in table[split].unique().to_pylist()}
+        return {
+            f"{part} {name}": _values(rows[name]) for part, rows in parts.items() for name in wanted if name != split
+        }
     columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     recorded = [features.get(label, {}).get("names") for _, label in _pairs(columns).values()]
@@ -193,8 +201,9 @@ def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]
     return layouts.BATCH_ENDINGS[ending], chosen, others, classes
 
 
-def read_arrays(path: Path) -> Reading | str:
-    """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead."""
+def read_arrays(path: Path, own: bool = True) -> Reading | str:
+    """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead.
+    Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
     files, left_out, classes = {"": [path]}, [], []
     official = path.is_dir() and layouts.batch_kind(peek(path)[1])
@@ -202,40 +211,26 @@ def read_arrays(path: Path) -> Reading | str:
         layout, files, left_out, classes = _official_files(path)
     elif path.is_dir():
         files, left_out = table_files(path)
+    if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
+        return f"{path}, which is larger than CIFAR-10"
     tables = defaultdict(list)
     for split, file in [(split, file) for split, paths in files.items() for file in paths]:
-        shards = re.search(r"-of-0*(\d+)\.", file.name)
-        if shards and int(shards[1]) != len(files[split]):
-            raise DataError(
-                f"{path}: {len(files[split])} of the {shards[1]} files of {split or 'the images'} are there."
-            )
+        shards, there = re.search(r"-of-0*(\d+)\.", file.name), len(files[split])
+        if shards and int(shards[1]) != there:
+            raise DataError(f"{path}: {there} of the {shards[1]} files of {split or 'the images'} are there.")
         columns = _load(file)
         classes = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
-        for own, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
-            problem = "" if images and labels else f"no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-            shape = getattr(pixels := columns.get(images), "shape", (0, *PIXEL_SHAPES[0]))
-            if images and (shape[1:] not in PIXEL_SHAPES or not isinstance(pixels, (list, np.ndarray))):
-                problem = f"{images} ({type(pixels).__name__} {list(shape)}) that are no 32x32 colour images"
+        for own_split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
+            pixels, problem = columns.get(images), ""
+            if not images or not labels:
+                problem = f"no {'labels' if images else 'images'}, but {some([*columns], 8)}"
+            elif not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
+                problem = f"{images} ({type(pixels).__name__} {[*np.shape(pixels)]}) that are no 32x32 colour images"
             if problem and official:
                 raise DataError(f"{file} holds {problem}.")
             if problem:
                 return f"{file}, which holds {problem}"
-            table = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
-            for row_split, rows in _by_split(table, columns):
-                tables[own or row_split or split or "train"].append(rows)
+            tables[own_split or split or "train"].append(
+                Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+            )
     return Reading(path, layout, dict(tables), classes, left_out)
-
-
-def _by_split(table: Table, columns: Mapping[str, Any]) -> list[tuple[str | None, Table]]:
-    """The rows of each split, where a column names them."""
-    splits = next((values for key, values in columns.items() if key.lower() == "split"), None)
-    if splits is None:
-        return [(None, table)]
-    rows = defaultdict(list)
-    for row, split in enumerate(splits):
-        rows[layouts.split_and_rest(str(split))[0]].append(row)
-
-    def take(values: Any, chosen: list[int]) -> Any:
-        return values[chosen] if isinstance(values, np.ndarray) else [values[row] for row in chosen]
-
-    return [(split, Table(*(take(values, at) for values in table[:2]), table.where)) for split, at in rows.items()]

@@ -15,21 +15,9 @@ from torch import Tensor
 
 from helpers.common.files import DataError, listing, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
-from helpers.vit import array_files, image_files
+from helpers.vit import array_files, image_files, layouts
 from helpers.vit.archives import is_archive, outside, unpacked
 from helpers.vit.image_set import ImageSet, Reading, assemble, tensors
-from helpers.vit.layouts import (
-    ARCHIVE,
-    BATCH_FOLDER,
-    CIFAR10,
-    LABEL_TABLES,
-    LAYOUTS,
-    METAS,
-    TABLES,
-    are_cifar10,
-    batch_kind,
-    split_and_rest,
-)
 
 HUB_ID = "uoft-cs/cifar10"
 HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test"))
@@ -77,7 +65,7 @@ def load_images(
                     return _finished(path, found, img_size, training, own=False)
                 except (DataError, OSError) as error:
                     print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
-    not_taken = f"Seen, and not taken: {some(seen, 8)}. " if seen else ""
+    not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {some(seen, 8)}. " if seen else ""
     try:
         if not download:
             raise DataError("download=False forbids it. Allow it, or give the path of a copy.")
@@ -138,14 +126,14 @@ def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tupl
         if any(folder in path.parents for folder in taken):
             continue  # the folders of a set's splits and classes are no sets of their own
         try:
-            found = reader(path) if reader else None
+            found = reader(path, own) if reader else None
         except (DataError, OSError) as error:
             found = error
-        taken += [path] if reader is image_files.read_images and isinstance(found, Reading) else []
-        if not own and isinstance(found, Reading) and (names := found.class_names()) and not are_cifar10(names):
-            found = f"{path}, whose classes are {some(names, 10)} (data_root={str(path)!r} takes them)"
-        elif not own and not reader and not re.search(CIFAR10, path.name, re.IGNORECASE):
-            found = f"{path}, an archive (data_root={str(path)!r} looks into it)"
+        taken += [path] if reader is image_files.read_images and found else []
+        if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
+            found = f"{path}, whose classes are {some(found.class_names(), 10)}"
+        elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
+            found = f"{path}, an archive"
         if isinstance(found, str):
             remarks.append(found)
         elif found or not reader:
@@ -156,32 +144,33 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
     """Yield (reader, or None for an archive; file or folder) for all that may hold images at or below `root`."""
     arrays, images = array_files.read_arrays, image_files.read_images
     if os.path.isfile(root):  # noqa: PTH113 (Path.is_file raises where looking is not allowed)
-        ending, split = root.suffix.lower(), split_and_rest(root.stem)[0]
-        if ending in (".npz", ".npy") or (ending in TABLES and not split):
+        ending, split = root.suffix.lower(), layouts.split_and_rest(root.stem)[0]
+        if ending in (".npz", ".npy") or (ending in layouts.TABLES and not split):
             yield arrays, root
-        elif ending in TABLES or root.name in METAS or batch_kind([root.name, *METAS]):
+        elif ending in layouts.TABLES or layouts.batch_kind([root.name, *layouts.METAS]):
             yield arrays, root.parent
-        elif root.name.lower() in LABEL_TABLES:
+        elif root.name.lower() in layouts.LABEL_TABLES:
             yield images, root.parent
         elif is_archive(root):
             yield None, root
         return
-    later = []
+    later = []  # archives of other names
     for folder in _folders(root):
         folders, files = peek(folder)
         names = sorted(files, key=natural)
-        official = [folder, *(folders[name] for name in sorted(folders) if re.fullmatch(BATCH_FOLDER, name))]
-        yield from ((arrays, place) for place in official if batch_kind(peek(place)[1]))
-        for path in [files[name] for name in names if re.search(f"{ARCHIVE}|^cifar", name, re.IGNORECASE)]:
-            if is_archive(path) and re.search(CIFAR10, path.name, re.IGNORECASE):
+        unpacked = [folders[name] for name in sorted(folders) if re.fullmatch(layouts.BATCH_FOLDER, name)]
+        # before an archive that lies beside them: faster to read
+        yield from ((arrays, place) for place in (folder, *unpacked) if layouts.batch_kind(peek(place)[1]))
+        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
+        for path in filter(is_archive, packed):
+            if re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
                 yield None, path
-            elif is_archive(path):
+            else:
                 later.append((None, path))
-        alone = [name for name in names if name.lower().endswith(".npz")]
-        alone += [name for name in names if name.lower().endswith(".npy")][:1]  # for all of them
-        yield from ((arrays, files[name]) for name in alone)
-        if array_files.table_files(folder)[0]:
-            yield arrays, folder
+        yield from ((arrays, files[name]) for name in names if name.lower().endswith(".npz"))
+        # one file stands for all .npy, the folder for all tables
+        yield from ((arrays, files[name]) for name in [n for n in names if n.lower().endswith(".npy")][:1])
+        yield from [(arrays, folder)] if array_files.table_files(folder)[0] else []
         yield images, folder
     yield from later
 
@@ -215,7 +204,7 @@ def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
     except OSError as error:
         lies = "is a file of no known kind" if root.is_file() else f"cannot be listed ({error.strerror})"
     looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
-    known = "; ".join(LAYOUTS.values()).replace("`", "")
+    known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
     return (
         f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
         'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'

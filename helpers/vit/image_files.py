@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from helpers.common.files import DataError, natural, peek, some
@@ -34,7 +36,8 @@ def _class_tables(folder: Path) -> tuple[list[Table], list[str]]:
     tables, left_out, folders = [], [], peek(folder)[0]
     for name in sorted(folders, key=natural):
         images, others = _images_in(_inner(folders[name]))
-        tables += [Table(images, [name] * len(images), str(folders[name]))] if images else []
+        labels = [unicodedata.normalize("NFC", name).strip()] * len(images)  # a Mac decomposes letters
+        tables += [Table(images, labels, str(folders[name]))] if images else []
         left_out += others if images else [f"{name}/"]
     if len(tables) < 2:  # 0_frog.png, where frog is one of the classes
         images, left_out = _images_in(folder)
@@ -45,9 +48,14 @@ def _class_tables(folder: Path) -> tuple[list[Table], list[str]]:
     return tables, left_out
 
 
-def read_images(root: Path) -> Reading | str | None:
-    """Read the class folders or the table of labels in `root`; text says what images lie there instead."""
+def read_images(root: Path, own: bool = True) -> Reading | str | None:
+    """Read the class folders or the table of labels in `root`; text says what images lie there instead. Unless `own`
+    classes will do, folders of others are not looked through: there may be a million images in them."""
     places = {split: _inner(path) for split, path in layouts.split_folders(root).items()}
+    inside = peek(next(iter(places.values()), root))[0]
+    if not own and len(inside) > 1 and not layouts.are_cifar10(inside):
+        any_images = any(_images_in(path)[0] for path in islice(inside.values(), 3))
+        return f"{root}, whose class folders are {some(sorted(inside), 10)}" if any_images else None
     found = {split: _class_tables(path) for split, path in places.items()}
     found = {split: tables for split, tables in found.items() if tables[0]}
     files = {name.lower(): path for name, path in peek(root)[1].items()}
@@ -55,14 +63,14 @@ def read_images(root: Path) -> Reading | str | None:
     table = table or files.get(layouts.LABEL_TABLES[0])
     if table and not found:
         return _read_label_table(root, table, files)
-    if not found and not places:
+    if not places:
         found = {layouts.split_and_rest(root.name)[0] or "train": _class_tables(root)}
     if any(tables for tables, _ in found.values()):
         left_out = [name for _, names in found.values() for name in names]
         return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, (), left_out)
     flat = next((path for path in places.values() if _images_in(path)[0]), None)
-    step = "For the Kaggle competition, copy trainLabels.csv beside it"
-    return f"{flat}, whose images no folder, name or table gives a class. {step}" if flat else None
+    step = "for the Kaggle competition, copy trainLabels.csv beside it"
+    return f"{flat}, whose images no folder, name or table gives a class ({step})" if flat else None
 
 
 def _columns(table: Path) -> tuple[str, str, str] | None:
