@@ -180,46 +180,44 @@ def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     return chosen, left_out
 
 
-def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], list[str]]:
-    """(layout, {split: official files}, names of other files, names of the classes unless they are CIFAR-10's)."""
-    files, classes = peek(folder)[1], []
+def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
+    """(layout, {split: official files, "": those that name the classes}, names of other files)."""
+    files = peek(folder)[1]
     dataset, ending = layouts.batch_kind(files)
     wanted = {split: [name + ending for name in names] for split, names in layouts.BATCHES[dataset].items()}
     if files.keys() & {*wanted["test"]} and not files.keys() & {*wanted["train"]}:
         del wanted["train"]  # the test set alone, to evaluate on
     if missing := [name for names in wanted.values() for name in names if name not in files]:
         raise DataError(f"{folder}: {some(missing, 6)} missing, of {dataset}'s files.")
-    for meta in [files[name] for name in layouts.METAS if name in files]:
-        found = next((values for key, values in _load(meta).items() if key in layouts.CLASS_NAMES), ())
-        classes = [str(_text(name)) for name in found]
-        if dataset == "CIFAR-10" and classes != [*layouts.CLASSES]:
-            raise DataError(f"{meta}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
-    known = {*layouts.METAS, *(name for names in wanted.values() for name in names)}
+    wanted[""] = [name for name in layouts.METAS if name in files]
+    known = {name for names in wanted.values() for name in names}
     others = [name for name in files if name not in known and not re.match("readme|coarse", name, re.IGNORECASE)]
     chosen = {split: [files[name] for name in names] for split, names in wanted.items()}
-    classes = [] if dataset == "CIFAR-10" else classes or [str(number) for number in range(100)]
-    return layouts.BATCH_ENDINGS[ending], chosen, others, classes
+    return layouts.BATCH_ENDINGS[ending], chosen, others
 
 
 def read_arrays(path: Path, own: bool = True) -> Reading | str:
     """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead.
     Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
-    files, left_out, classes = {"": [path]}, [], []
-    official = path.is_dir() and layouts.batch_kind(peek(path)[1])
+    official = layouts.batch_kind(peek(path)[1])
+    files, left_out = table_files(path) if path.is_dir() else ({"": [path]}, [])
     if official:
-        layout, files, left_out, classes = _official_files(path)
-    elif path.is_dir():
-        files, left_out = table_files(path)
+        layout, files, left_out = _official_files(path)
     if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
         return f"{path}, which is larger than CIFAR-10"
-    tables = defaultdict(list)
+    tables, classes = defaultdict(list), []
     for split, file in [(split, file) for split, paths in files.items() for file in paths]:
         shards, there = re.search(r"-of-0*(\d+)\.", file.name), len(files[split])
         if shards and int(shards[1]) != there:
             raise DataError(f"{path}: {there} of the {shards[1]} files of {split or 'the images'} are there.")
         columns = _load(file)
-        classes = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
+        named = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
+        classes = [str(_text(name)) for name in named]
+        if official and official[0] == "CIFAR-10" and classes not in ([], [*layouts.CLASSES]):
+            raise DataError(f"{file}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
+        if official and not split:
+            continue
         for own_split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
             pixels, problem = columns.get(images), ""
             if not images or not labels:
@@ -230,7 +228,8 @@ def read_arrays(path: Path, own: bool = True) -> Reading | str:
                 raise DataError(f"{file} holds {problem}.")
             if problem:
                 return f"{file}, which holds {problem}"
-            tables[own_split or split or "train"].append(
-                Table(pixels, columns[labels], f"{file}: {images} and {labels}")
-            )
+            table = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+            tables[own_split or split or "train"].append(table)
+    if official and official[0] == "CIFAR-100":
+        classes = classes or [str(number) for number in range(100)]
     return Reading(path, layout, dict(tables), classes, left_out)

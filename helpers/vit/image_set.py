@@ -297,7 +297,7 @@ def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple
 
 
 def _decode(source: Path | bytes, img_size: int) -> tuple[np.ndarray, str, tuple[int, int]] | str:
-    """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32, as in the file, or img_size."""
+    """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32 as in the file, or img_size."""
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         if not isinstance(data, bytes):
