@@ -1,4 +1,4 @@
-"""Archives, unpacked into a temporary folder: regular files alone, of the kinds and sizes that a data set has."""
+"""Archives, unpacked into a temporary folder: regular files alone, none larger than a data set's are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO
+from collections.abc import Iterator
+from pathlib import Path
 
 from helpers.common.files import DataError
 from helpers.vit.image_set import free_memory
@@ -47,39 +45,28 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _unpack(path: Path, folder: Path) -> None:
     folder.mkdir()
-    room, seen = min(free_memory(), shutil.disk_usage(folder).free), set()
+    room, seen, kept = min(free_memory(), shutil.disk_usage(folder).free), set(), []
+    is_zip = zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)  # a tar may end in a zip
     try:
-        for name, size, opened in _regular_files(path):
-            file = folder / PurePosixPath(name)
-            if ".." in file.parts or not file.is_relative_to(folder):
-                continue
-            # an official file that is there twice, in whatever folder, would be other images, or the same ones again
-            key = file.name if file.name in ONCE else name
-            if key in seen:
-                raise DataError(f"{path}: {name} is in it twice.")
-            seen.add(key)
-            # by the header, before anything is read: few bytes may be a great many once they are unpacked
-            room -= size
-            if room < 0 or (file.suffix in BATCH_ENDINGS and size > BATCH_LIMIT):
-                raise DataError(f"{path}: {name} has {size / 1e6:,.0f} MB: no file of CIFAR's, or no room for all.")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with opened() as source, file.open("xb") as target:
-                shutil.copyfileobj(source, target)
+        with (zipfile.ZipFile if is_zip else tarfile.open)(path) as archive:
+            for member in archive.infolist() if is_zip else archive:
+                name, size = (member.filename, member.file_size) if is_zip else (member.name, member.size)
+                file = folder / name
+                regular = not member.is_dir() if is_zip else member.isfile()
+                if not regular or ".." in file.parts or not file.is_relative_to(folder):
+                    continue
+                # an official file that is there twice, in whatever folder, is of other images, or of the same again
+                key = file.name if file.name in ONCE else name
+                # sizes by the header, before anything is read: few bytes may be a great many once they are unpacked
+                room -= size
+                if room < 0 or key in seen or (file.suffix in BATCH_ENDINGS and size > BATCH_LIMIT):
+                    large = f"has {size / 1e6:,.0f} MB: no file of CIFAR's, or no room for all"
+                    raise DataError(f"{path}: {name} {'is in it twice' if key in seen else large}.")
+                seen.add(key)
+                kept.append(member)
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(folder, kept)
     except DataError:
         raise
     except Exception as error:  # tarfile.ReadError, EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError, …
         raise DataError(f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}).") from error
-
-
-def _regular_files(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-    """Yield (name, size in bytes, what opens it) for each in a tar or zip archive."""
-    if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):  # a tar may end in a zip
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    yield member.filename, member.file_size, partial(archive.open, member)
-        return
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, member.size, partial(archive.extractfile, member)

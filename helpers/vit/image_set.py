@@ -100,9 +100,7 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
     if held_out:
         parts = _hold_out_a_fifth(*parts["train"], len(classes))
         few, total = len(parts["test"][1]), len(labels["train"])
-        notes.append(
-            f"no test images with labels: {few:,} of {total:,}, a fifth of each class, are the test set instead"
-        )
+        notes.append(f"no test images with labels: {few:,} of {total:,}, a fifth of each class, are the test set")
     for split, (_, numbers) in parts.items():
         empty = [classes[c] for c in np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)]
         if empty:
@@ -118,7 +116,7 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
         notes.append(f"{len(reading.left_out):,} files or folders were left out: {some(reading.left_out, 3)}")
     source = f"{path} ({reading.layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
     train, test = tensors(*parts["train"]), tensors(*parts["test"])
-    return ImageSet(*train, *test, tuple(classes), name, source, tuple(notes), held_out)
+    return ImageSet(*train, *test, tuple(classes), name, source, tuple(dict.fromkeys(notes)), held_out)
 
 
 def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[str, Sequence[Table]]:
@@ -129,9 +127,7 @@ def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[s
         raise DataError(f"{reading.path}: {there}. Give the folder that holds all.")
     test = next((split for split in ("test", "val") if split in found), None)
     if "val" in found:
-        notes.append(
-            "the validation images are " + ("not used" if test == "test" else "the test set: there is no other")
-        )
+        notes.append(f"the validation images are {'not used' if test == 'test' else 'the test set: there is no other'}")
     chosen = {"train": found["train"]} if training or not test else {}
     return chosen | ({"test": found[test]} if test else {})
 
@@ -139,10 +135,7 @@ def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[s
 def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
     """int64 [N]: a table's labels as numbers of the classes, which are in the order of `names`, or in CIFAR-10's."""
     images, values, where = table
-    try:
-        labels = np.asarray(values)
-    except ValueError as error:
-        raise DataError(f"{where}: the labels are no numbers ({error}).") from error
+    labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.size and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
@@ -153,7 +146,6 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
         raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or one-hot.")
     if len(labels) != len(images):
         raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
-
     key = cifar10_name if are_cifar10(names) else str.casefold
     number = {key(name): k for k, name in enumerate(CLASSES if key is cifar10_name else names)}
     if len(number) < len(names):
@@ -261,10 +253,9 @@ def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
     low, high = (values.min(), values.max()) if usual and values.size else (0, 0)
     if not usual or not 0 <= low <= high <= 255:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        got += f" from {low:g} to {high:g}" if usual else ""
         expected = "numbers from 0 to 255 (or to 1), not normalised, as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
-        raise DataError(
-            f"{table.where}: the images are {got}{f' from {low:g} to {high:g}' * usual}, expected {expected}."
-        )
+        raise DataError(f"{table.where}: the images are {got}, expected {expected}.")
     if values.dtype.kind == "f":
         factor = 255 if high <= 1 and (values % 1).any() else 1
         values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
