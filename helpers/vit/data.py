@@ -129,7 +129,8 @@ def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tupl
             found = reader(path, own) if reader else None
         except (DataError, OSError) as error:
             found = error
-        taken += [path] if reader is image_files.read_images and found else []
+        whole = isinstance(found, (Reading, DataError)) or (found and not own)
+        taken += [path] if reader is image_files.read_images and whole else []
         if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
             found = f"{path}, whose classes are {some(found.class_names(), 10)}"
         elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
@@ -186,11 +187,12 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _only(folder: Path) -> Path:
-    """`folder`, or what it merely wraps: a snapshot of a repository of the hub, or the one folder that is in it."""
+    """`folder`, or what it merely wraps: a snapshot of a repository of the hub, or the one folder that it holds."""
     folders, files = peek(folder)
     if "snapshots" in folders:
         return _only(folders["snapshots"])
-    return _only(next(iter(folders.values()))) if len(folders) == 1 and not files else folder
+    wraps = len(folders) == 1 and not files and not layouts.split_folders(folder)
+    return _only(next(iter(folders.values()))) if wraps else folder
 
 
 def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
