@@ -58,11 +58,8 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
         return f"{root}, whose class folders are {some(sorted(inside), 10)}" if any_images else None
     found = {split: _class_tables(path) for split, path in places.items()}
     found = {split: tables for split, tables in found.items() if tables[0]}
-    files = {name.lower(): path for name, path in peek(root)[1].items()}
-    table = next((files[name] for name in layouts.LABEL_TABLES if name in files and _columns(files[name])), None)
-    table = table or files.get(layouts.LABEL_TABLES[0])
-    if table and not found:
-        return _read_label_table(root, table, files)
+    if not found and (reading := _read_label_table(root, own)):
+        return reading
     if not places:
         found = {layouts.split_and_rest(root.name)[0] or "train": _class_tables(root)}
     if any(tables for tables, _ in found.values()):
@@ -73,59 +70,54 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
     return f"{flat}, whose images no folder, name or table gives a class ({step})" if flat else None
 
 
-def _columns(table: Path) -> tuple[str, str, str] | None:
-    """(column of the files, column of the labels, separator) by a table's first line."""
-    with table.open(encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline().lower()
-    separator = max(",;\t", key=line.count)
-    names = [name.strip().strip('"') for name in line.split(separator)]
-    file, label = (next((k for k in best if k in names), None) for best in (layouts.FILE_NAMES, layouts.LABELS))
-    return (file, label, separator) if file and label else None
-
-
-def _read_label_table(root: Path, table: Path, files: dict[str, Path]) -> Reading:
-    folders = {name.lower(): path for name, path in peek(root)[0].items()}
+def _read_label_table(root: Path, own: bool) -> Reading | None:
+    """Read the images that a table in `root` has labels for; None where there is no such table. Unless `own` classes
+    will do, the competition's alone."""
+    folders, files = ({name.lower(): path for name, path in found.items()} for found in peek(root))
     folder = next((folders[name] for name in ("train", "images") if name in folders), root)
     images, others = _images_in(_inner(folder))
-    if not images:
-        packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
-        step = f"Put the images there, or unpack train.7z: where {table.name} lies"
-        if packed:  # nothing can be written where Kaggle puts them
-            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
-            step = f"Unpack {packed.name} into a folder of yours, with a copy of the table: {step}; data_root='cifar10'"
-        raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
-    competition = table.name.lower() == layouts.LABEL_TABLES[0]
-    label_of = _read_labels(table, competition)
-    if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
-        count = f"{len(unpaired):,} of the {max(len(images), len(label_of)):,} images"
-        names = some([f"{stem}.png" for stem in unpaired])
-        raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
-    tables = [Table(images, [label_of[path.stem] for path in images], str(table))]
-    layout = "Kaggle competition" if competition else f"images with {table.name}"
-    return Reading(root, layout, {"train": tables}, (), [name for name in others if name != table.name])
+    for table in [files[name] for name in layouts.LABEL_TABLES[: None if own else 1] if name in files]:
+        competition = table.name.lower() == layouts.LABEL_TABLES[0]
+        if not images and competition:
+            packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
+            step = "Put the images there"
+            if packed:  # nothing can be written where Kaggle puts them
+                step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+                step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
+            raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
+        label_of = _read_labels(table, competition) if images else None
+        if label_of is None:
+            continue
+        if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
+            count = f"{len(unpaired):,} of the {max(len(images), len(label_of)):,} images"
+            names = some([f"{stem}.png" for stem in unpaired])
+            raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
+        labelled = Table(images, [label_of[path.stem] for path in images], str(table))
+        layout = "Kaggle competition" if competition else f"images with {table.name}"
+        return Reading(root, layout, {"train": [labelled]}, (), [name for name in others if name != table.name])
+    return None
 
 
-def _read_labels(table: Path, competition: bool) -> dict[str, str]:
-    """{name of the image file without its ending: class} of a table of labels."""
+def _read_labels(table: Path, competition: bool) -> dict[str, str] | None:
+    """{name of the image file without its ending: class}; None for a table of other things than the competition's."""
     label_of: dict[str, str] = {}
-    columns = _columns(table)
-    if not columns:
-        first = table.read_text(errors="replace").partition("\n")[0]
-        raise DataError(f"{table}: the first line is {first[:80]!r}, expected columns id and label.")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=columns[2])
-            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames]
-            for row in reader:
-                key, name = ((row[column] or "").strip() for column in columns[:2])
+            first = file.readline()
+            separator = max(",;\t", key=first.count)
+            names = [name.strip().strip('"').lower() for name in first.split(separator)]
+            columns = [next((k for k in best if k in names), None) for best in (layouts.FILE_NAMES, layouts.LABELS)]
+            if not all(columns):
+                if not competition:
+                    return None
+                raise DataError(f"{table}: the first line is {first[:80]!r}, expected columns id and label.")
+            for number, row in enumerate(csv.DictReader(file, names, delimiter=separator), 2):
+                key, name = ((row[column] or "").strip() for column in columns)
                 key = PurePosixPath(key).stem if _is_image(key) else key
-                if (
-                    not name
-                    or key in ("", *label_of)
-                    or (competition and layouts.cifar10_name(name) not in layouts.CLASSES)
-                ):
+                unknown = competition and layouts.cifar10_name(name) not in layouts.CLASSES
+                if not name or unknown or key in label_of or not key:
                     problem = f"label {name!r} is no class, or id {key!r} is empty or there twice"
-                    raise DataError(f"{table}, line {reader.line_num}: {problem}.")
+                    raise DataError(f"{table}, line {number}: {problem}.")
                 label_of[key] = name
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: is no readable CSV ({error}).") from error
