@@ -87,13 +87,13 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
     if not 2 <= len(names) <= MAX_CLASSES:
         raise DataError(f"{path}: {len(names):,} classes, {some(names)}; from 2 to {MAX_CLASSES:,} can be learnt.")
     labels = {split: np.concatenate([_numbers(table, names) for table in group]) for split, group in tables.items()}
-    pixels, kinds, as_stored = _pixels(tables, img_size, path, notes)
+    pixels, kinds = _pixels(tables, img_size, path, notes)
     for split, images in pixels.items():
         low, high = images.min(), images.max()
         if low == high or high <= 1:
             what = f"all pixels are {low}" if low == high else "pixels are 0 or 1. Were they divided by 255 before?"
             raise DataError(f"{path}: in the {split} set {what}.")
-    classes, name = _identified(path, recorded, as_stored and pixels, labels, notes)
+    classes, name = _identified(path, recorded, {split: len(numbers) for split, numbers in labels.items()}, notes)
 
     parts = {split: (pixels[split], labels[split]) for split in tables}
     held_out = "test" not in parts
@@ -163,24 +163,19 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
     return np.array([number[key(name)] for name in names])[labels.astype(np.int64)]
 
 
-def _identified(
-    path: Path, recorded: Sequence[str], pixels: Mapping | None, labels: Mapping, notes: list[str]
-) -> tuple[Sequence[str], str]:
+def _identified(path: Path, recorded: Sequence[str], sizes: Mapping, notes: list[str]) -> tuple[Sequence[str], str]:
     """(classes, name) of CIFAR-10 or -100 if it is one, else the name of its folder."""
-    names = recorded or CLASSES
-    classes = CLASSES if are_cifar10(names) else names
-    counts = [f"{len(labels[split]):,} of {most:,} {split} images" for split, most in SIZES.items() if split in labels]
-    fits = all(len(numbers) <= SIZES[split] for split, numbers in labels.items())
-    # numbers for names may stand for any ten things: the images decide
-    colour = pixels and all((images[:, 0] != images[:, 1]).any() for images in pixels.values())
-    if [name.lstrip("0") or "0" for name in names] == [*"0123456789"] and fits and colour:
+    classes = CLASSES if are_cifar10(recorded or CLASSES) else recorded
+    counts = [f"{size:,} of {SIZES[split]:,} {split} images" for split, size in sizes.items()]
+    fits = all(size <= SIZES[split] for split, size in sizes.items())
+    digits = [name.lstrip("0") or "0" for name in classes] == [*"0123456789"]
+    if digits and fits and "cifar" in str(path.resolve()).lower():  # elsewhere they may stand for any ten things
         classes = CLASSES
-        notes.append("the classes 0 … 9 of 32x32 colour images are taken for CIFAR-10's, in its order")
+        notes.append("the classes 0 … 9 are taken for CIFAR-10's in its order, since the path has its name")
     hundred = len(classes) == 100 and {*classes} >= SOME_OF_CIFAR100
     if fits and (classes == CLASSES or hundred):
         name = "CIFAR-100" if hundred else "CIFAR-10"
-        if any(len(numbers) < SIZES[split] for split, numbers in labels.items()):
-            notes.append(f"part of {name}: {' and '.join(counts)}")
+        notes += [f"part of {name}: {' and '.join(counts)}"] if any(sizes[k] < SIZES[k] for k in sizes) else []
         return classes, name
     if not recorded:
         raise DataError(f"{path}: {' and '.join(counts)} in CIFAR-10. Is it another data set?")
@@ -200,13 +195,12 @@ def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray, classes: int) -> d
 
 def _pixels(
     tables: Mapping[str, Sequence[Table]], img_size: int, path: Path, notes: list[str]
-) -> tuple[dict[str, np.ndarray], Counter[str], bool]:
-    """({split: uint8 [N, 3, S, S]}, how many files are of which kind, whether the images are as they were stored); S is
-    32 if all images are 32x32, else `img_size`."""
+) -> tuple[dict[str, np.ndarray], Counter[str]]:
+    """({split: uint8 [N, 3, S, S]}, how many files are of which kind); S is 32 if all images are 32x32, or img_size."""
     every = [table.images for group in tables.values() for table in group]
     if not any(isinstance(images, list) for images in every):
         arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
-        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter(), True
+        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
     # room for the images and a copy of them, which is made when some are held out
     count, room = sum(map(len, every)), free_memory()
     small = all(_decode(images[0], 32)[-1] == (32, 32) for images in every if len(images))
@@ -220,8 +214,7 @@ def _pixels(
     kinds = Counter(kind for images in decoded.values() for _, kind, _ in images)
     sizes = Counter("{}x{}".format(*size) for images in decoded.values() for *_, size in images)
     side = 32 if {*sizes} == {"32x32"} else img_size
-    others = [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]
-    if others:
+    if others := [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]:
         how = f"{sum(sizes[size] for size in others):,} of {count:,} images were resized to {side}x{side}"
         notes.append(f"{how} by their shorter side, the middle kept; they had {some(others, 3)} pixels")
     stacked = {split: np.empty((len(images), 3, side, side), np.uint8) for split, images in decoded.items()}
@@ -229,7 +222,7 @@ def _pixels(
         for row in reversed(stacked[split]):
             image = images.pop()[0]  # not to have all of them twice
             row[:] = (image if len(image) == side else _fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
-    return stacked, kinds, not others
+    return stacked, kinds
 
 
 def _fitted(image: Image.Image, side: int) -> np.ndarray:

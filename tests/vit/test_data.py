@@ -288,7 +288,7 @@ OTHER_LAYOUTS = {
     "training, testing": lambda root: write_renamed(root, {"train": "Training Set", "test": "testing"}),
     "train, val": lambda root: write_renamed(root, {"test": "val"}),
     "car and plane": lambda root: write_renamed(root, name=lambda k: {0: "plane", 1: "car"}.get(k, NAMES[k])),
-    "numbers": lambda root: write_renamed(root, name=str),
+    "numbers": lambda root: write_renamed(root / "cifar", name=str),
     "numbered": lambda root: write_renamed(root, name=lambda k: f"{k}_{NAMES[k]}"),
     "numbered from 1": lambda root: write_renamed(root, name=lambda k: f"{k + 1:03}.{NAMES[k]}"),
     "images inside": lambda root: write_renamed(root, name=lambda k: f"{NAMES[k]}/images"),
