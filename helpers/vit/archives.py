@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.common.files import DataError
+from helpers.common.files import DataError, reason
 from helpers.vit.image_set import free_memory
 from helpers.vit.layouts import ARCHIVE, BATCH_ENDINGS, BATCHES
 
@@ -69,4 +69,6 @@ def _unpack(path: Path, folder: Path) -> None:
     except DataError:
         raise
     except Exception as error:  # tarfile.ReadError, EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError, …
-        raise DataError(f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {error}).") from error
+        raise DataError(
+            f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {reason(error)})."
+        ) from error

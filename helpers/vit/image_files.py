@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -31,10 +32,10 @@ def _inner(folder: Path) -> Path:
     return folder
 
 
-def _class_tables(folder: Path) -> tuple[list[Table], list[str]]:
+def _class_tables(folder: Path, without: Collection[Path] = ()) -> tuple[list[Table], list[str]]:
     """(a table for each class folder, or of all images where their names tell, names left out)."""
     tables, left_out, folders = [], [], peek(folder)[0]
-    for name in sorted(folders, key=natural):
+    for name in [name for name in sorted(folders, key=natural) if folders[name] not in without]:
         images, others = _images_in(_inner(folders[name]))
         labels = [unicodedata.normalize("NFC", name).strip()] * len(images)  # a Mac decomposes letters
         tables += [Table(images, labels, str(folders[name]))] if images else []
@@ -51,7 +52,8 @@ def _class_tables(folder: Path) -> tuple[list[Table], list[str]]:
 def read_images(root: Path, own: bool = True) -> Reading | str | None:
     """Read the class folders or the table of labels in `root`; text says what images lie there instead. Unless `own`
     classes will do, folders of others are not looked through: there may be a million images in them."""
-    places = {split: _inner(path) for split, path in layouts.split_folders(root).items()}
+    named = layouts.split_folders(root)
+    places = {split: _inner(path) for split, path in named.items()}
     inside = peek(next(iter(places.values()), root))[0]
     if not own and len(inside) > 1 and not layouts.are_cifar10(inside):
         any_images = any(_images_in(path)[0] for path in islice(inside.values(), 3))
@@ -60,8 +62,8 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
     found = {split: tables for split, tables in found.items() if tables[0]}
     if not found and (reading := _read_label_table(root, own)):
         return reading
-    if not places:
-        found = {layouts.split_and_rest(root.name)[0] or "train": _class_tables(root)}
+    if not found:
+        found = {layouts.split_of(root) or "train": _class_tables(root, named.values())}
     if any(tables for tables, _ in found.values()):
         left_out = [name for _, names in found.values() for name in names]
         return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, (), left_out)

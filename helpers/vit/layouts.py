@@ -53,10 +53,16 @@ def split_and_rest(name: str) -> tuple[str | None, str]:
     return SPLITS.get(split), "_".join(word for word in words if word != split)
 
 
+def split_of(folder: Path) -> str | None:
+    """The split that a folder's whole name says it holds."""
+    split, rest = split_and_rest(folder.name)
+    return split if rest in BESIDE_SPLIT else None
+
+
 def split_folders(folder: Path) -> dict[str, Path]:
-    """{split: sub-folder} of those whose whole name says which split they hold."""
-    found = {split_and_rest(name): path for name, path in sorted(peek(folder)[0].items(), reverse=True)}
-    return {split: path for (split, rest), path in found.items() if split and rest in BESIDE_SPLIT}
+    """{split: sub-folder} of those that hold one."""
+    found = [path for _, path in sorted(peek(folder)[0].items(), reverse=True)]
+    return {split: path for path in found if (split := split_of(path))}
 
 
 def batch_kind(files: Collection[str]) -> tuple[str, str] | None:

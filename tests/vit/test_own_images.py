@@ -109,10 +109,14 @@ def test_common_kinds_of_image(tmp_path, ending):
         ({"train": "train", "test": "valid"}, "the validation images are the test set", False),
         ({"train": "train", "test": "Validation"}, "the validation images are the test set", False),
         ({"train": "pets"}, "6 of 30", True),
+        ({"train": "."}, "6 of 30", True),
     ],
 )
 def test_splits_by_their_usual_names(tmp_path, splits, note, held_out):
     write_pets(tmp_path, [(splits[k], n) for k, n in (("train", 10), ("test", 2)) if k in splits])
+    if "test" not in splits:  # as competitions have it, of images without labels
+        (tmp_path / "test").mkdir()
+        (tmp_path / "test" / "1.png").write_bytes(png(TRAIN_X[0]))
     found = notes_of(tmp_path, note)
     assert found.held_out == held_out and len(found.train_labels) == (24 if held_out else 30)
     assert found.test_labels.bincount().tolist() == [2, 2, 2]
