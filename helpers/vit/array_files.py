@@ -196,40 +196,49 @@ def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]
     return layouts.BATCH_ENDINGS[ending], chosen, others
 
 
+def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
+    """{split: table} of the images and labels in a file, or why there are none."""
+    tables = {}
+    for split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
+        if not images or not labels:
+            return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
+        pixels = columns[images]
+        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
+            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
+            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
+        tables[split] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+    return tables
+
+
 def read_arrays(path: Path, own: bool = True) -> Reading | str:
     """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead.
     Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
-    official = layouts.batch_kind(peek(path)[1])
+    dataset = (layouts.batch_kind(peek(path)[1]) or [None])[0]
     files, left_out = table_files(path) if path.is_dir() else ({"": [path]}, [])
-    if official:
+    if dataset:
         layout, files, left_out = _official_files(path)
     if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
         return f"{path}, which is larger than CIFAR-10"
+
     tables, classes = defaultdict(list), []
     for split, file in [(split, file) for split, paths in files.items() for file in paths]:
         shards, there = re.search(r"-of-0*(\d+)\.", file.name), len(files[split])
         if shards and int(shards[1]) != there:
             raise DataError(f"{path}: {there} of the {shards[1]} files of {split or 'the images'} are there.")
         columns = _load(file)
+        # names of classes stand beside the images, or in an official file of their own
         named = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
         classes = [str(_text(name)) for name in named]
-        if official and official[0] == "CIFAR-10" and classes not in ([], [*layouts.CLASSES]):
+        if dataset == "CIFAR-10" and classes not in ([], [*layouts.CLASSES]):
             raise DataError(f"{file}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
-        if official and not split:
-            continue
-        for own_split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
-            pixels, problem = columns.get(images), ""
-            if not images or not labels:
-                problem = f"no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-            elif not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
-                problem = f"{images} ({type(pixels).__name__} {[*np.shape(pixels)]}) that are no 32x32 colour images"
-            if problem and official:
-                raise DataError(f"{file} holds {problem}.")
-            if problem:
-                return f"{file}, which holds {problem}"
-            table = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+        found = {} if dataset and not split else _tables(file, columns)
+        if isinstance(found, str) and dataset:
+            raise DataError(f"{found}.")
+        if isinstance(found, str):
+            return found
+        for own_split, table in found.items():
             tables[own_split or split or "train"].append(table)
-    if official and official[0] == "CIFAR-100":
+    if dataset == "CIFAR-100":
         classes = classes or [str(number) for number in range(100)]
     return Reading(path, layout, dict(tables), classes, left_out)

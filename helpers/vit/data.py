@@ -129,8 +129,7 @@ def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tupl
             found = reader(path, own) if reader else None
         except (DataError, OSError) as error:
             found = error
-        whole = isinstance(found, (Reading, DataError)) or (found and not own)
-        taken += [path] if reader is image_files.read_images and whole else []
+        taken += [path] if reader is image_files.read_images and isinstance(found, (Reading, DataError)) else []
         if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
             found = f"{path}, whose classes are {some(found.class_names(), 10)}"
         elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):

@@ -86,6 +86,7 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
     tables = _chosen_splits(reading, training, notes)
     if not 2 <= len(names) <= MAX_CLASSES:
         raise DataError(f"{path}: {len(names):,} classes, {some(names)}; from 2 to {MAX_CLASSES:,} can be learnt.")
+    # labels first: decoding takes longer
     labels = {split: np.concatenate([_numbers(table, names) for table in group]) for split, group in tables.items()}
     pixels, kinds = _pixels(tables, img_size, path, notes)
     for split, images in pixels.items():
@@ -106,6 +107,7 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
         if empty:
             raise DataError(f"{path}: the {split} set of {len(numbers):,} images has none of class {some(empty, 10)}.")
     parts.setdefault("train", [array[:0] for array in parts["test"]])
+    # a test set that is a part of the training set is a slip that happens
     seen = {hash(image.tobytes()) for image in parts["train"][0]}
     again = sum(hash(image.tobytes()) in seen for image in parts["test"][0])
     if 10 * again >= len(parts["test"][0]):
@@ -146,6 +148,7 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
         raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or one-hot.")
     if len(labels) != len(images):
         raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
+    # the same class may be written in several ways
     key = cifar10_name if are_cifar10(names) else str.casefold
     number = {key(name): k for k, name in enumerate(CLASSES if key is cifar10_name else names)}
     if len(number) < len(names):

@@ -232,6 +232,11 @@ def test_the_search_says_what_it_saw_and_goes_on(tmp_path, capsys):
     write_packed(write_folders, "cifar10.zip")(tmp_path / "f")  # named so, and without a split's names in it
     found = load_images(None, False, default_roots=[*roots, tmp_path / "f"])
     assert found.name == "CIFAR-10" and "cifar10.zip" in found.source and "label, label" in capsys.readouterr().out
+    write_folders(tmp_path / "g" / "sets" / "mine")  # beside folders of other images
+    for name in ("a", "b"):
+        (tmp_path / "g" / name).mkdir()
+        (tmp_path / "g" / name / "1.png").write_bytes(png(TRAIN_X[0]))
+    assert load_images("auto", False, default_roots=[tmp_path / "g"]).name == "CIFAR-10"
 
 
 def test_an_empty_path_and_too_few_classes_are_refused(tmp_path):
