@@ -65,7 +65,7 @@ def load_images(
                     return _finished(path, found, img_size, training, own=False)
                 except (DataError, OSError) as error:
                     print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
-    not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {some(seen, 8)}. " if seen else ""
+    not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
             raise DataError("download=False forbids it. Allow it, or give the path of a copy.")
