@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from helpers.shapes import classes
 from helpers.vit.data import DataError, ImageSet, hold_out, load_images, read_images
 from helpers.vit.layouts import CLASSES
 from test_notebooks import SHORT, TINY, papermill
 
-scipy_io = pytest.importorskip("scipy.io")
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RNG = np.random.default_rng(7)
 # 12 training and 3 test images of each class, one class after the other, as class folders give them
@@ -159,12 +159,12 @@ def write_other_batches(root, ending):
         if ending == ".bin":
             (root / f"{name}.bin").write_bytes(np.c_[y.astype(np.uint8), rows(x)].tobytes())
         else:
-            scipy_io.savemat(root / f"{name}.mat", {"data": rows(x), "labels": y[:, None].astype(np.uint8)})
+            savemat(root / f"{name}.mat", {"data": rows(x), "labels": y[:, None].astype(np.uint8)})
     if ending == ".bin":
         (root / "batches.meta.txt").write_text("\n".join(NAMES) + "\n\n")
     else:
         names = np.array(NAMES, object)[:, None]
-        scipy_io.savemat(root / "batches.meta.mat", {"label_names": names})
+        savemat(root / "batches.meta.mat", {"label_names": names})
 
 
 def write_renamed(root, split=None, name=None, ending=".png"):

@@ -1,7 +1,9 @@
 """helpers/vit/data.py with people's own images, CIFAR-100, and what is left out or refused."""
 
 import io
+import pickle
 import shutil
+import sys
 import tarfile
 import unicodedata
 import zipfile
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from helpers.vit import image_set
 from helpers.vit.data import DataError, load_images
@@ -165,10 +168,6 @@ X100, Y100 = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint
 
 
 def write_cifar100(root, kind):
-    import pickle
-
-    from scipy.io import savemat
-
     root.mkdir(parents=True)
     for split in ("train", "test"):
         content = {"data": rows(X100), "fine_labels": Y100, "coarse_labels": Y100 // 5}
@@ -324,7 +323,7 @@ def test_a_large_batch_is_not_read(tmp_path):
 
 def test_a_missing_reader_is_named(tmp_path, monkeypatch):
     write_other_batches(tmp_path / "d", ".mat")
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
     expect(tmp_path, "scipy", "pip install")
 
 
