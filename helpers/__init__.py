@@ -12,8 +12,9 @@ common    what both notebooks need
   boxes          the box of a mask
 vit       q1's
   config         settings: presets, what the user gave, what can work
-  data           CIFAR-10 found or fetched, as tensors; split
-  cifar_readers, image_set    its layouts read and checked
+  data           CIFAR-10 or your own images found or fetched, as tensors; split
+  layouts        the names by which data sets are recognised
+  array_files, image_files, archives, image_set    their layouts read, decoded and checked
   augment        crops, flips, RandAugment, Random Erasing on batches (MixUp, CutMix: q1, section 4)
   engine         a training step that fits into memory, compiled, as one CUDA graph
   clock          how far a run is, by steps or by time, which q1's lr_at follows; its counts, times and log

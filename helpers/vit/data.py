@@ -1,12 +1,12 @@
-"""CIFAR-10 from wherever it lies, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
+"""Images found wherever they lie, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
 
 from __future__ import annotations
 
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -15,88 +15,99 @@ from torch import Tensor
 
 from helpers.common.files import DataError, listing, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
-from helpers.vit import cifar_readers as readers
-from helpers.vit.image_set import CLASSES, ImageSet, tensors
+from helpers.vit import array_files, image_files, layouts
+from helpers.vit.archives import is_archive, outside, unpacked
+from helpers.vit.image_set import ImageSet, Reading, assemble, tensors
 
 HUB_ID = "uoft-cs/cifar10"
 HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test"))
 DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
-BATCH_FOLDER = "cifar-10-batches-py"
-
-LAYOUTS = {  # layout: (description, reader)
-    "batches": (f"{BATCH_FOLDER}/ with data_batch_1 … data_batch_5 and test_batch", readers.read_batches),
-    "archive": ("cifar-10-python.tar.gz", readers.read_batches),
-    "npz": ("a NumPy .npz with x_train, y_train, x_test, y_test", readers.read_npz),
-    "parquet": ("train*.parquet and test*.parquet with columns img (or image) and label", readers.read_parquet),
-    "folders": ("train/<class>/*.png|jpg and test/<class>/*.png|jpg", readers.read_folders),
-    "kaggle": ("train/<id>.png and trainLabels.csv (the Kaggle competition)", readers.read_kaggle),
-}
-LAYOUT_OF_FILE = dict.fromkeys((".tar.gz", ".tgz", ".tar"), "archive")
-LAYOUT_OF_FILE |= dict.fromkeys((*readers.BATCHES, readers.META), "batches")
-LAYOUT_OF_FILE |= {".npz": "npz", ".parquet": "parquet", "trainlabels.csv": "kaggle"}
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
-Location = tuple[str, Path]  # a CIFAR-10 that was found: a key of LAYOUTS, and its folder or file
+Found = Reading | DataError | OSError | None  # what is at a path: a reading, why it is none, or nothing yet: an archive
 
 
 def load_images(
-    data_root: str | Path | None = None, download: bool = True, default_roots: Sequence[str | Path] = ()
+    data_root: str | Path | None = None,
+    download: bool = True,
+    default_roots: Sequence[str | Path] = (),
+    img_size: int = 32,
+    training: bool = True,
 ) -> ImageSet:
     """Find, fetch or make the images, and say on standard output what was skipped and why.
 
-    data_root=None    each of `default_roots` in order, the Hugging Face hub's cache, a download into it, drawn shapes
+    data_root=None    CIFAR-10 in one of `default_roots`, the Hugging Face hub's cache, a download into it, drawn shapes
     data_root="auto"  the same search, but the download must succeed
-    data_root=path    this file or folder, or a `DataError`; only ./data is filled where it is empty or not there yet
+    data_root=path    this file or folder, whatever its classes, or a `DataError`; only ./data is filled where it is
+                      empty or not there yet
+
+    Images that are not all 32x32 are made `img_size` pixels wide and high. Without `training` no training images are
+    needed, and none returned unless some of them are the test set.
     """
-    if data_root and data_root != "auto":
+    if data_root is not None and data_root != "auto":
+        if not str(data_root).strip():
+            raise DataError(f"data_root={data_root!r} is empty (an unset variable?): give a path, 'auto' or None.")
         root = Path(data_root).expanduser()
         if download and root.resolve() == DOWNLOADS.resolve() and not root.is_file():
             # what an interrupted download left counts as nothing
             whole = all((root / name).is_file() for name in HUB_FILES)
             if not whole and {*chain(*peek(root))} <= {"plain_text"}:
                 root = download_cifar10(root)
-        return load_cifar10(root)
+        return read_images(root, img_size, training)
 
-    broken = {None}  # roots may overlap: one warning for each copy is enough
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
+    tried, seen = set(), []  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
-        if (location := find_cifar10(root)) not in broken:
-            try:
-                return load_cifar10(root)
-            except (DataError, OSError) as error:
-                broken.add(location)
-                print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
+        for path, found in _readings(Path(root).expanduser(), seen, own=False):
+            if path not in tried:
+                tried.add(path)
+                try:
+                    return _finished(path, found, img_size, training, own=False)
+                except (DataError, OSError) as error:
+                    print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
+    not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
             raise DataError("download=False forbids it. Allow it, or give the path of a copy.")
-        return load_cifar10(download_cifar10())
+        return read_images(download_cifar10(), img_size, training)
     except DataError as error:
         if data_root == "auto":
             searched = ", ".join(map(str, default_roots)) or "no folder"
-            raise DataError(f'data_root="auto": no CIFAR-10 found (searched: {searched}). {error}') from error
-        print(f"CIFAR-10 was not downloaded. {error}")
+            said = f'data_root="auto": no CIFAR-10 found (searched: {searched}). {not_taken}{error}'
+            raise DataError(said) from error
+        print(f"{not_taken}CIFAR-10 was not downloaded. {error}")
     return _synthetic()
 
 
-def find_cifar10(root: str | Path) -> Location | None:
-    """The nearest CIFAR-10 at `root` (a folder or a file) or up to two folders below it, by names and headers alone."""
-    return next(_candidates(Path(root).expanduser(), []), None)
-
-
-def load_cifar10(root: str | Path) -> ImageSet:
-    """Read and check the CIFAR-10 that `find_cifar10` finds, all or a part of it; a `DataError` names the culprit."""
+def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> ImageSet:
+    """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
+    the culprit."""
     root, remarks = Path(root).expanduser(), []
-    candidates = _candidates(root, remarks)
-    location = next(candidates, None)
-    if location is None:
+    readings = _readings(root, remarks)
+    path, found = next(readings, (None, None))
+    if path is None:
         raise DataError(_nothing_found(root, remarks))
     try:
-        layout, path = location
-        return LAYOUTS[layout][1](path)
-    except DataError as error:
-        other = next((other for other in candidates if other != location), None)
-        step = f"try another copy, data_root={str(other[1])!r}" if other else "download it again"
+        return _finished(path, found, img_size, training)
+    except (DataError, OSError) as error:
+        other = next((other for other, found in readings if other != path and not isinstance(found, Exception)), None)
+        step = f"try another copy, data_root={str(other)!r}" if other else "download it again"
         raise DataError(f"{error} Mend this copy, or {step}.") from error
+
+
+def _finished(path: Path, found: Found, img_size: int, training: bool, own: bool = True) -> ImageSet:
+    """The images of what was found at `path`."""
+    if isinstance(found, Exception):
+        raise found
+    if found:
+        return assemble(found, img_size, training)
+    with unpacked(path) as folder:
+        remarks: list[str] = []
+        inside = next(((place, found) for place, found in _readings(folder, remarks, own) if found), None)
+        if not inside:
+            raise DataError(_nothing_found(folder, remarks))
+        images = _finished(*inside, img_size, training)
+    return replace(images, source=outside(images.source, folder, path))
 
 
 def download_cifar10(folder: Path | None = None) -> Path:
@@ -107,75 +118,97 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _candidates(root: Path, remarks: list[str]) -> Iterator[Location]:
-    """Yield what looks like CIFAR-10 at or below `root`, nearest first; `remarks` collects near misses."""
+def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tuple[Path, Found]]:
+    """Yield (path, what is there) at or below `root`, nearest first. `remarks` collects near misses, and unless `own`
+    classes will do, what is not CIFAR-10."""
+    taken: list[Path] = []
+    for reader, path in _places(root):
+        if any(folder in path.parents for folder in taken):
+            continue  # the folders of a set's splits and classes are no sets of their own
+        try:
+            found = reader(path, own) if reader else None
+        except (DataError, OSError) as error:
+            found = error
+        taken += [path] if reader is image_files.read_images and isinstance(found, (Reading, DataError)) else []
+        if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
+            found = f"{path}, whose classes are {some(found.class_names(), 10)}"
+        elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
+            found = f"{path}, an archive"
+        if isinstance(found, str):
+            remarks.append(found)
+        elif found or not reader:
+            yield path, found
+
+
+def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
+    """Yield (reader, or None for an archive; file or folder) for all that may hold images at or below `root`."""
+    arrays, images = array_files.read_arrays, image_files.read_images
     if os.path.isfile(root):  # noqa: PTH113 (Path.is_file raises where looking is not allowed)
-        layout = next((layout for end, layout in LAYOUT_OF_FILE.items() if root.name.lower().endswith(end)), None)
-        if layout:
-            yield layout, root if layout in ("archive", "npz") else root.parent
+        ending, split = root.suffix.lower(), layouts.split_and_rest(root.stem)[0]
+        if ending in (".npz", ".npy") or (ending in layouts.TABLES and not split):
+            yield arrays, root
+        elif ending in layouts.TABLES or layouts.batch_kind([root.name, *layouts.METAS]):
+            yield arrays, root.parent
+        elif root.name.lower() in layouts.LABEL_TABLES:
+            yield images, root.parent
+        elif is_archive(root):
+            yield None, root
         return
+    later = []  # archives of other names
+    for folder in _folders(root):
+        folders, files = peek(folder)
+        names = sorted(files, key=natural)
+        unpacked = [folders[name] for name in sorted(folders) if re.fullmatch(layouts.BATCH_FOLDER, name)]
+        # before an archive that lies beside them: faster to read
+        yield from ((arrays, place) for place in (folder, *unpacked) if layouts.batch_kind(peek(place)[1]))
+        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
+        for path in filter(is_archive, packed):
+            if re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
+                yield None, path
+            else:
+                later.append((None, path))
+        yield from ((arrays, files[name]) for name in names if name.lower().endswith(".npz"))
+        # one file stands for all .npy, the folder for all tables
+        yield from ((arrays, files[name]) for name in [n for n in names if n.lower().endswith(".npy")][:1])
+        yield from [(arrays, folder)] if array_files.table_files(folder)[0] else []
+        yield images, folder
+    yield from later
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield `root` and the folders below it, level by level."""
     level = [root]
     for _ in range(DEPTH + 1):
-        below: list[Path] = []
-        for folder in level:
-            yield from _layouts_in(folder, remarks)
-            folders = peek(folder)[0]
-            if len(folders) <= MAX_BRANCHES:
-                below += [folders[name] for name in sorted(folders, key=natural)]
-        level = below
+        yield from level
+        below = [peek(folder)[0] for folder in level]
+        below = [folders for folders in below if len(folders) <= MAX_BRANCHES]
+        level = [_only(folders[name]) for folders in below for name in sorted(folders, key=natural)]
 
 
-def _layouts_in(folder: Path, remarks: list[str]) -> Iterator[Location]:
-    """Yield the layouts whose top is exactly `folder`."""
+def _only(folder: Path) -> Path:
+    """`folder`, or what it merely wraps: a snapshot of a repository of the hub, or the one folder that it holds."""
     folders, files = peek(folder)
-    if folder.name == BATCH_FOLDER or files.keys() & {*readers.BATCHES}:
-        yield "batches", folder
-    elif BATCH_FOLDER in folders:  # before an archive that lies beside it: faster to read
-        yield "batches", folders[BATCH_FOLDER]
-
-    for name in sorted(files):
-        if re.fullmatch(r"cifar[-_]?10[-_]python.*\.(tar\.gz|tgz|tar)", name, re.IGNORECASE):
-            yield "archive", files[name]
-        elif name.lower().endswith(".npz"):
-            named = re.search(r"cifar[-_ ]?10(?!\d)", name, re.IGNORECASE)  # then a broken one is an error
-            if problem := None if named else readers.npz_problem(files[name]):
-                remarks.append(problem)
-            else:
-                yield "npz", files[name]
-
-    # tables and folders may be of any data set: a look at what is in them tells
-    shards = [*chain(*readers.parquet_shards(folder).values())]
-    if problem := readers.parquet_problem(shards[0]) if shards else None:
-        remarks.append(problem)
-    elif shards:
-        yield "parquet", folder
-
-    def has_classes(folder: Path) -> bool:
-        return sum(name.lower() in CLASSES for name in peek(folder)[0]) >= 3
-
-    if any(has_classes(path) for name, path in folders.items() if name.lower() in ("train", "test")):
-        yield "folders", folder
-    elif any(name.lower() == "trainlabels.csv" for name in files):
-        yield "kaggle", folder
-    elif has_classes(folder) and folder.name.lower() not in ("train", "test"):
-        remarks.append(f"{folder} has class folders, but they are not inside train/ and test/")
+    if "snapshots" in folders:
+        return _only(folders["snapshots"])
+    wraps = len(folders) == 1 and not files and not layouts.split_folders(folder)
+    return _only(next(iter(folders.values()))) if wraps else folder
 
 
 def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
-    """The whole message for a `root` without CIFAR-10: what lies there, and what would be understood."""
+    """The whole message for a `root` without images: what lies there, and what would be understood."""
     try:
         folders, files = listing(root)
         names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
-        lies = f"holds no CIFAR-10; found there: {some(names, 12) or 'nothing'}"
+        lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing'}"
     except FileNotFoundError:
         lies = f"does not exist (looked for from {Path.cwd()})"
     except OSError as error:
         lies = "is a file of no known kind" if root.is_file() else f"cannot be listed ({error.strerror})"
     looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
-    known = "; ".join(text for text, _ in LAYOUTS.values())
+    known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
     return (
         f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
-        'Give the path of one of these, or data_root="auto" to search and download.'
+        'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'
     )
 
 

@@ -2,155 +2,302 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from helpers.common.files import DataError, some
+from helpers.common.files import DataError, natural, some
+from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
+SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")  # none runs programs
+MAX_CLASSES = 1000
 
 
 class Table(NamedTuple):
     """Images with their labels, as one file or folder has them."""
 
     images: object  # an array of pixels, or a list of image files (Path, or their bytes)
-    labels: object  # as many integers
+    labels: object  # as many integers, or names of classes
     where: str  # for errors
+
+
+class Reading(NamedTuple):
+    """What a reader found in a folder or file; image files are not opened yet."""
+
+    path: Path
+    layout: str
+    splits: Mapping[str, Sequence[Table]]  # of "train", "val", "test"
+    classes: Sequence[str] = ()  # in the order of the numbers; without: labels are names, or CIFAR-10's numbers
+    left_out: Sequence[str] = ()  # names of files
+
+    def class_names(self) -> list[str]:
+        """The classes of the training images: as recorded, or as the labels have them; empty for numbers."""
+        tables = self.splits.get("train") or chain(*self.splits.values())
+        return [*self.classes] or sorted(
+            {x for table in tables for x in table.labels if isinstance(x, str)}, key=natural
+        )
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Training and test images in memory, on the CPU, in the order of their source."""
 
-    train_images: Tensor  # uint8 [N, 3, 32, 32], RGB, contiguous
-    train_labels: Tensor  # int64 [N], 0 … 9
+    train_images: Tensor  # uint8 [N, 3, S, S], RGB, contiguous; none where only the test set was asked for
+    train_labels: Tensor  # int64 [N], 0 … len(classes) - 1
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]  # in the order of the labels
     name: str
     source: str  # where from and in which layout, or how it was made: to be shown beside every figure
     notes: tuple[str, ...] = ()  # what a reader of a figure must know, e.g. that the test set is a held-out fifth
-    held_out: bool = False  # the test images were taken from CIFAR-10's training images
+    held_out: bool = False  # the test images were taken from the training images
 
 
 def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Copies as uint8 and int64: the arrays may be transposed, or read-only views of a file's bytes."""
-    return torch.from_numpy(np.array(images, np.uint8, order="C")), torch.from_numpy(np.array(labels, np.int64))
+    """uint8 and int64, copied where the arrays are transposed, or read-only views of a file's bytes."""
+    return torch.from_numpy(np.require(images, np.uint8, ["C", "W"])), torch.from_numpy(np.array(labels, np.int64))
 
 
-def assemble(tables: Mapping[str, Sequence[Table]], path: Path, layout: str, left_out: Sequence[Path] = ()) -> ImageSet:
-    """Join the tables of "train" and "test"; without "test" a fifth of the images is held out for it.
+def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> ImageSet:
+    """Decode and check what was read. Images that are not all 32x32 are made `img_size` pixels wide and high. Without a
+    test set "val" is it, or else a fifth of the images; without `training` the test images alone are decoded.
 
-    Raises `DataError` for images and labels that are not CIFAR-10's, too many of them, or a class without any.
+    Raises `DataError` for images and labels that do not fit each other or the memory, and for classes without images.
     """
-    parts, kinds, notes = {}, Counter(), []
-    for split, group in tables.items():
-        files = isinstance(group[0].images, list)
-        images = _decode_all(group, split, kinds) if files else np.concatenate([_checked_pixels(t) for t in group])
-        parts[split] = images, np.concatenate([_checked_labels(table) for table in group])
+    path, recorded, notes = reading.path, reading.class_names(), []
+    names = recorded or [*CLASSES]
+    tables = _chosen_splits(reading, training, notes)
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise DataError(f"{path}: {len(names):,} classes, {some(names)}; from 2 to {MAX_CLASSES:,} can be learnt.")
+    # labels first: decoding takes longer
+    labels = {split: np.concatenate([_numbers(table, names) for table in group]) for split, group in tables.items()}
+    pixels, kinds = _pixels(tables, img_size, path, notes)
+    for split, images in pixels.items():
+        low, high = images.min(), images.max()
+        if low == high or high <= 1:
+            what = f"all pixels are {low}" if low == high else "pixels are 0 or 1. Were they divided by 255 before?"
+            raise DataError(f"{path}: in the {split} set {what}.")
+    classes, name = _identified(path, recorded, {split: len(numbers) for split, numbers in labels.items()}, notes)
 
-    # more images than CIFAR-10 has are another data set, fewer are a part of it
-    held_out, partly = "test" not in parts, []
-    for split, (_, labels) in parts.items():
-        most = {"train": 50_000, "test": 10_000}[split]
-        have = f"{len(labels):,} of {most:,} {'labelled' if held_out else split} images"
-        if len(labels) > most:
-            raise DataError(f"{path}: {have} in CIFAR-10. Is it another data set?")
-        partly += [have] if len(labels) < most else []
-    if partly:
-        notes.append(f"part of CIFAR-10: {' and '.join(partly)}")
+    parts = {split: (pixels[split], labels[split]) for split in tables}
+    held_out = "test" not in parts
     if held_out:
-        parts = _hold_out_a_fifth(*parts["train"])
-        few, total = len(parts["test"][1]), sum(len(labels) for _, labels in parts.values())
-        notes.append(f"no labels of test images: {few:,} of {total:,} labelled ones, a fifth, are the test set instead")
-    for split, (_, labels) in parts.items():
-        empty = [CLASSES[c] for c in np.flatnonzero(np.bincount(labels, minlength=10) == 0)]
+        parts = _hold_out_a_fifth(*parts["train"], len(classes))
+        few, total = len(parts["test"][1]), len(labels["train"])
+        notes.append(f"no test images with labels: {few:,} of {total:,}, a fifth of each class, are the test set")
+    for split, (_, numbers) in parts.items():
+        empty = [classes[c] for c in np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)]
         if empty:
-            raise DataError(f"{path}: the {split} set of {len(labels):,} images has none of class {some(empty, 10)}.")
-    if kinds["JPEG"]:
-        notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not CIFAR-10's exact pixels")
-    if left_out:
-        notes.append(f"{len(left_out):,} files that are no PNG or JPEG were left out: {some(left_out, 3)}")
-    source = f"{path} ({layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
+            raise DataError(f"{path}: the {split} set of {len(numbers):,} images has none of class {some(empty, 10)}.")
+    parts.setdefault("train", [array[:0] for array in parts["test"]])
+    # a test set that is a part of the training set is a slip that happens
+    seen = {hash(image.tobytes()) for image in parts["train"][0]}
+    again = sum(hash(image.tobytes()) in seen for image in parts["test"][0])
+    if 10 * again >= len(parts["test"][0]):
+        notes.append(f"{again:,} of the test images are training images too: their accuracy says little")
+    if kinds["JPEG"] and name.startswith("CIFAR-"):
+        notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not {name}'s exact pixels")
+    if reading.left_out:
+        notes.append(f"{len(reading.left_out):,} files or folders were left out: {some(reading.left_out, 3)}")
+    source = f"{path} ({reading.layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
     train, test = tensors(*parts["train"]), tensors(*parts["test"])
-    return ImageSet(*train, *test, CLASSES, "CIFAR-10", source, tuple(notes), held_out)
+    return ImageSet(*train, *test, tuple(classes), name, source, tuple(dict.fromkeys(notes)), held_out)
 
 
-def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _chosen_splits(reading: Reading, training: bool, notes: list[str]) -> dict[str, Sequence[Table]]:
+    """The tables of "train" and "test" that are needed; without "test" those of "val" are in its place."""
+    found = {split: group for split, group in reading.splits.items() if any(len(table.labels) for table in group)}
+    if not found or (training and "train" not in found):
+        there = f"a {' and a '.join(found)} set, but nothing to train on" if found else "no images"
+        raise DataError(f"{reading.path}: {there}. Give the folder that holds all.")
+    test = next((split for split in ("test", "val") if split in found), None)
+    if "val" in found:
+        notes.append(f"the validation images are {'not used' if test == 'test' else 'the test set: there is no other'}")
+    chosen = {"train": found["train"]} if training or not test else {}
+    return chosen | ({"test": found[test]} if test else {})
+
+
+def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
+    """int64 [N]: a table's labels as numbers of the classes, which are in the order of `names`, or in CIFAR-10's."""
+    images, values, where = table
+    labels = np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.size and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all():
+        labels = labels.argmax(1)  # one-hot
+    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iuU"):
+        raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or one-hot.")
+    if len(labels) != len(images):
+        raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
+    # the same class may be written in several ways
+    key = cifar10_name if are_cifar10(names) else str.casefold
+    number = {key(name): k for k, name in enumerate(CLASSES if key is cifar10_name else names)}
+    if len(number) < len(names):
+        raise DataError(f"{where}: of the classes {some(names, 20)} two are the same.")
+    if labels.dtype.kind == "U":
+        if unknown := sorted({str(name) for name in labels if key(name) not in number}):
+            raise DataError(f"{where}: label {some(unknown)} is none of the classes {some(names, 10)}.")
+        return np.array([number[key(name)] for name in labels], np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if wrong.size:
+        hint = " Is it CIFAR-100?" if len(names) == 10 and 10 <= labels.max() <= 99 else ""
+        hint = " Are they counted from 1?" if labels.min() >= 1 and labels.max() == len(names) else hint
+        first = f"label {labels[wrong[0]]} of image {wrong[0]} is not in 0 … {len(names) - 1}"
+        raise DataError(f"{where}: {first} ({wrong.size:,} such labels).{hint}")
+    return np.array([number[key(name)] for name in names])[labels.astype(np.int64)]
+
+
+def _identified(path: Path, recorded: Sequence[str], sizes: Mapping, notes: list[str]) -> tuple[Sequence[str], str]:
+    """(classes, name) of CIFAR-10 or -100 if it is one, else the name of its folder."""
+    classes = CLASSES if are_cifar10(recorded or CLASSES) else recorded
+    counts = [f"{size:,} of {SIZES[split]:,} {split} images" for split, size in sizes.items()]
+    fits = all(size <= SIZES[split] for split, size in sizes.items())
+    digits = [name.lstrip("0") or "0" for name in classes] == [*"0123456789"]
+    if digits and fits and "cifar" in str(path.resolve()).lower():  # elsewhere they may stand for any ten things
+        classes = CLASSES
+        notes.append("the classes 0 … 9 are taken for CIFAR-10's in its order, since the path has its name")
+    hundred = len(classes) == 100 and {*classes} >= SOME_OF_CIFAR100
+    if fits and (classes == CLASSES or hundred):
+        name = "CIFAR-100" if hundred else "CIFAR-10"
+        notes += [f"part of {name}: {' and '.join(counts)}"] if any(sizes[k] < SIZES[k] for k in sizes) else []
+        return classes, name
+    if not recorded:
+        raise DataError(f"{path}: {' and '.join(counts)} in CIFAR-10. Is it another data set?")
+    known = len({*map(cifar10_name, classes)} & {*CLASSES})
+    near = f"; CIFAR-10 has {known} of them{'' if fits else ', and fewer images'}" if known >= 5 else ""
+    notes.append(f"{len(classes)} classes: {some(classes, 10)}{near}")
+    return classes, path.resolve().name
+
+
+def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     test, rng = np.zeros(len(labels), dtype=bool), np.random.default_rng(0)  # fixed, so that runs compare
-    for label in range(10):
+    for label in range(classes):
         members = rng.permutation(np.flatnonzero(labels == label))
         test[members[: max(1, len(members) // 5)]] = True
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
-def _checked_pixels(table: Table) -> np.ndarray:
-    """uint8 [N, 3, 32, 32] from an array of whole numbers from 0 to 255 in any of the usual shapes."""
+def _pixels(
+    tables: Mapping[str, Sequence[Table]], img_size: int, path: Path, notes: list[str]
+) -> tuple[dict[str, np.ndarray], Counter[str]]:
+    """({split: uint8 [N, 3, S, S]}, how many files are of which kind); S is 32 if all images are 32x32, or img_size."""
+    every = [table.images for group in tables.values() for table in group]
+    if not any(isinstance(images, list) for images in every):
+        arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
+        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
+    # room for the images and a copy of them, which is made when some are held out
+    count, room = sum(map(len, every)), free_memory()
+    small = all(_decode(images[0], 32)[-1] == (32, 32) for images in every if len(images))
+    need = 6 * count * (32 if small else img_size) ** 2
+    if need > room:
+        step = "" if small else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
+        what = f"{count:,} images of this size, and a copy of them, are {need / 1e9:,.1f} GB"
+        raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free: give {step}fewer images.")
+
+    decoded = {split: _decode_all(group, split, img_size) for split, group in tables.items()}
+    kinds = Counter(kind for images in decoded.values() for _, kind, _ in images)
+    sizes = Counter("{}x{}".format(*size) for images in decoded.values() for *_, size in images)
+    side = 32 if {*sizes} == {"32x32"} else img_size
+    if others := [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]:
+        how = f"{sum(sizes[size] for size in others):,} of {count:,} images were resized to {side}x{side}"
+        notes.append(f"{how} by their shorter side, the middle kept; they had {some(others, 3)} pixels")
+    stacked = {split: np.empty((len(images), 3, side, side), np.uint8) for split, images in decoded.items()}
+    for split, images in decoded.items():
+        for row in reversed(stacked[split]):
+            image = images.pop()[0]  # not to have all of them twice
+            row[:] = (image if len(image) == side else _fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
+    return stacked, kinds
+
+
+def _fitted(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+
+
+def free_memory() -> float:
+    """Bytes of memory that can be had now; infinite where the system does not tell."""
+    with contextlib.suppress(OSError, TypeError):  # Linux; what it lends to its cache of files can be had
+        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
+
+
+def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
+    """uint8 [N, 3, 32, 32] from an array of numbers from 0 to 255, or from 0 to 1, in any of the usual shapes."""
     values = table.images
     shape = getattr(values, "shape", ())[1:]
-    usual = shape in PIXEL_SHAPES and values.dtype.kind in "iu"
-    if not usual or (values.size and not 0 <= values.min() <= values.max() <= 255):
+    usual = shape in PIXEL_SHAPES and values.dtype.kind in "iuf"
+    low, high = (values.min(), values.max()) if usual and values.size else (0, 0)
+    if not usual or not 0 <= low <= high <= 255:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        expected = "whole numbers from 0 to 255 (not normalised) as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
+        got += f" from {low:g} to {high:g}" if usual else ""
+        expected = "numbers from 0 to 255 (or to 1), not normalised, as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
         raise DataError(f"{table.where}: the images are {got}, expected {expected}.")
+    if values.dtype.kind == "f":
+        factor = 255 if high <= 1 and (values % 1).any() else 1
+        values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
+        notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
+    if shape == (3072,):
+        # where a pixel's three values stand together, an image row has 96, after which a row resembles itself
+        few = values[:1000].astype(np.int16)
+        if np.abs(few[:, 96:] - few[:, :-96]).mean() < 0.8 * np.abs(few[:, 32:] - few[:, :-32]).mean():
+            notes.append("rows of 3072 pixels are taken to be red, green, blue by turns, by their smoothness")
+            return values.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
     return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
 
 
-def _checked_labels(table: Table) -> np.ndarray:
-    """Integers [N] from what a file holds as labels of N images."""
-    images, values, where = table
-    labels = np.asarray(values)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise DataError(f"{where}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N] or [N, 1].")
-    if len(labels) != len(images):
-        raise DataError(f"{where}: {len(images):,} images but {len(labels):,} labels.")
-    wrong = np.flatnonzero((labels < 0) | (labels > 9))
-    if wrong.size:
-        hint = " Is it CIFAR-100?" if 10 <= labels.max() <= 99 else ""
-        first = f"label {labels[wrong[0]]} of image {wrong[0]}"
-        raise DataError(f"{where}: {first} is not in 0 … 9 ({wrong.size:,} such labels).{hint}")
-    return labels.astype(np.int64)
+@functools.cache
+def image_endings() -> dict[str, str]:
+    """{".png": "PNG"} and so on of the kinds of image file that are read, of those which Pillow knows here."""
+    return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
-def _decode_all(group: Sequence[Table], split: str, kinds: Counter[str]) -> np.ndarray:
-    """uint8 [N, 3, 32, 32] of tables of image files, in their order; counts their `kinds`."""
+def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple[np.ndarray, str, tuple[int, int]]]:
+    """`_decode` of tables of image files, in their order."""
     sources = [source for table in group for source in table.images]
     names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
-    Image.preinit()  # once, before the threads do
-    results = thread_map(_decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
+    decode = functools.partial(_decode, img_size=img_size)
+    results = thread_map(decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if problems:
         raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
-    kinds.update(kind for _, kind in results)
-    return np.stack([pixels for pixels, _ in results]).transpose(0, 3, 1, 2)
+    return results
 
 
-def _decode(source: Path | bytes) -> tuple[np.ndarray, str] | str:
-    """(uint8 [32, 32, 3], "PNG" or "JPEG") of one image, or what is wrong with it."""
+def _decode(source: Path | bytes, img_size: int) -> tuple[np.ndarray, str, tuple[int, int]] | str:
+    """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32 as in the file, or img_size."""
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         if not isinstance(data, bytes):
-            return f"is {type(data).__name__}, not the bytes of a PNG or JPEG"
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.size != (32, 32):  # before decoding: an image may be huge
-                return "is {}x{} pixels, not 32x32".format(*image.size)
+            return f"is {type(data).__name__}, not the bytes of an image"
+        with Image.open(io.BytesIO(data), formats=tuple({*image_endings().values()})) as image:
+            size, kind = image.size, "JPEG" if image.format == "MPO" else image.format
             if image.mode[0] in "IF":
                 return f"has mode {image.mode}, more than 8 bits a pixel"
-            return np.asarray(image.convert("RGB")), "PNG" if image.format == "PNG" else "JPEG"
+            if size != (32, 32):
+                image.draft("RGB", (2 * img_size, 2 * img_size))  # a large JPEG need not be decoded in full
+            pixels = ImageOps.exif_transpose(image).convert("RGB")
+            return np.asarray(pixels) if size == (32, 32) else _fitted(pixels, img_size), kind, size
     except UnidentifiedImageError:
-        return "is no readable PNG or JPEG"
+        return "is no readable image (PNG, JPEG, …)"
     except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
         return str(error) or type(error).__name__

@@ -1,0 +1,244 @@
+"""Data sets kept as tables of arrays: the official batches, NumPy's .npz and .npy, Parquet and Arrow.
+
+A pickle may name any function: of all that it asks for, only what NumPy's arrays are made of is called.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import io
+import json
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.common.files import DataError, natural, peek, some
+from helpers.vit import layouts
+from helpers.vit.archives import BATCH_LIMIT
+from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table, free_memory
+
+SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
+
+
+def _plain_dtype(spec: object, *_: object) -> np.dtype:
+    """The dtype of plain numbers: the elements of any other could be addresses that a pickle made up."""
+    dtype = np.dtype(spec, copy=True)  # a copy, since its byte order is set afterwards
+    if dtype.kind not in "uif":
+        raise pickle.UnpicklingError(f"an array of type {dtype}")
+    return dtype
+
+
+_ARRAY = np.zeros(1, np.uint8)
+ALLOWED = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": _plain_dtype,
+    "numpy.core.multiarray._reconstruct": _ARRAY.__reduce__()[0],
+    "numpy.core.multiarray.scalar": _ARRAY[0].__reduce__()[0],
+    "numpy.core.numeric._frombuffer": _ARRAY.__reduce_ex__(5)[0],
+    "_codecs.encode": _codecs.encode,  # bytes, as Python 3 writes them in protocol 2
+    "builtins.bytes": bytes,  # and those that are empty
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if full not in ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR-10 has no use for")
+        return ALLOWED[full]
+
+
+def _text(value: object) -> object:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """{name: values} of what is in a file, None for what is of no use. Raises `DataError` where it is broken, too large
+    or of a kind whose reader is not installed."""
+    ending, size = path.suffix.lower(), path.stat().st_size
+    try:
+        if ending in layouts.TABLES:
+            return _load_table(path)
+        if ending == ".npz":
+            return _load_npz(path)
+        if ending == ".npy":  # those beside it as well
+            files = [file for name, file in peek(path.parent)[1].items() if name.lower().endswith(".npy")]
+            return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
+        if size > BATCH_LIMIT:
+            raise DataError(f"{path} has {size / 1e6:,.0f} MB, CIFAR's files have 31 to 160 MB.")
+        if ending == ".mat":
+            from scipy.io import loadmat
+
+            return loadmat(path, simplify_cells=True)
+        data = path.read_bytes()
+        if ending == ".txt":
+            return {"label_names": data.decode().split()}
+        if ending == ".bin":  # a byte for the label before the pixels, in CIFAR-100 two
+            rows = np.frombuffer(data, np.uint8).reshape(-1, 3074 if path.stem in ("train", "test") else 3073)
+            return {"data": rows[:, -3072:], "labels": rows[:, -3073]}
+        # encoding="bytes": Python 2's str arrives as bytes, so that raw pixels and names both survive
+        return {_text(key): value for key, value in _Unpickler(io.BytesIO(data), encoding="bytes").load().items()}
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"{path} is read by {error.name}, which is missing: pip install {error.name}.") from error
+    except Exception as error:  # what damaged files raise is open-ended
+        what = f"truncated, corrupt, or with pickled objects that images have no use for ({size:,} bytes; {error})"
+        raise DataError(f"{path}: {what}. Nothing in it was executed.") from error
+
+
+def _load_npz(path: Path) -> dict[str, Any]:
+    # opened here, because np.load leaves a damaged file open
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+        size, room = sum(info.file_size for info in arrays.zip.infolist()), free_memory()
+        if 2 * size > room:
+            raise DataError(f"{path} holds {size / 1e9:,.1f} GB of arrays; {room / 1e9:,.1f} GB of memory are free.")
+        wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES, *(f"arr_{i}" for i in range(4))}
+        return {key: arrays[key] if layouts.split_and_rest(key)[1] in wanted else None for key in arrays.files}
+
+
+def _load_table(path: Path) -> dict[str, Any]:
+    """The columns that matter of a Parquet or Arrow file, and the names of the classes where Hugging Face left them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pa.OSFile(str(path)) as file:
+        is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes them
+        file.seek(0)
+        if path.suffix.lower() == ".parquet":
+            table = pq.ParquetFile(file)
+            schema = table.schema_arrow
+        else:
+            table = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(file).read_all()
+            schema = table.schema
+        if len({*schema.names}) < len(schema.names):
+            raise DataError(f"{path} has several columns of the same name: {some(schema.names)}.")
+        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS, "split")]
+        table = table.read(wanted) if path.suffix.lower() == ".parquet" else table
+    if split := next((name for name in wanted if name.lower() == "split"), None):
+        parts = {value: table.filter(pc.equal(table[split], value)) for value in table[split].unique().to_pylist()}
+        return {
+            f"{part} {name}": _values(rows[name]) for part, rows in parts.items() for name in wanted if name != split
+        }
+    columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    recorded = [features.get(label, {}).get("names") for _, label in _pairs(columns).values()]
+    return columns | ({"class_names": recorded[0]} if any(recorded) else {})
+
+
+def _values(column: Any) -> Any:
+    """A column as a list of bytes or text, or an array of numbers: labels [N], or pixels in lists [N, …]."""
+    if str(column.type).startswith(("int", "uint", "float", "double", "half")):
+        return column.to_numpy()
+    if hasattr(column.type, "value_field") and len(column):
+        shape, flat = np.shape(column[0].as_py()), column.combine_chunks()
+        while hasattr(flat.type, "value_field"):
+            flat = flat.flatten()
+        if shape in PIXEL_SHAPES and len(flat) == len(column) * np.prod(shape):
+            return flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+    return [value.get("bytes") if isinstance(value, dict) else value for value in column.to_pylist()]
+
+
+def _pairs(columns: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """{split: (key of images, key of labels)} by what arrays are called, "" for a split without a name."""
+    columns = {key: values for key, values in columns.items() if values is not None}
+    keys = {layouts.split_and_rest(key): key for key in columns}
+    if all(re.fullmatch(r"arr_\d+", key) for key in columns):  # as np.savez calls what it gets without names
+        labels = [key for key, array in columns.items() if array.shape[1:] not in PIXEL_SHAPES]
+        for split, image in zip(("train", "test"), [key for key in columns if key not in labels], strict=False):
+            label = next((key for key in labels if len(columns[key]) == len(columns[image])), None)
+            labels = [key for key in labels if key != label]
+            keys |= {(split, "x"): image, (split, "y"): label}
+    pairs = {}
+    for split in dict.fromkeys(split for split, _ in keys):
+        found = [[keys[split, k] for k in best if (split, k) in keys] for best in (layouts.IMAGES, layouts.LABELS)]
+        if any(found):
+            pairs[split or ""] = tuple(next(iter(keys), None) for keys in found)
+    return pairs
+
+
+def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """({split: Parquet or Arrow files in order}, names of those left out), in a folder and its folders of splits."""
+    groups = defaultdict(lambda: defaultdict(list))  # split: how files are named but for numbers: their paths
+    for place, where in [("", folder), *layouts.split_folders(folder).items()]:
+        for name, path in sorted(peek(where)[1].items(), key=lambda item: natural(item[0])):
+            if path.suffix.lower() in layouts.TABLES:
+                split = place or layouts.split_and_rest(path.stem)[0] or ""
+                groups[split][re.sub(r"\d+", "#", name)].append(path)
+    left_out = [path.name for files in groups.pop("", {}).values() for path in files] if len(groups) > 1 else []
+    chosen = {}
+    for split, alike in groups.items():  # train-00000-of-00002.parquet before train_small.parquet
+        best = min(alike, key=lambda name: ("#-of-#" not in name, len(name)))
+        chosen[split] = alike.pop(best)
+        left_out += [path.name for files in alike.values() for path in files]
+    return chosen, left_out
+
+
+def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
+    """(layout, {split: official files, "": those that name the classes}, names of other files)."""
+    files = peek(folder)[1]
+    dataset, ending = layouts.batch_kind(files)
+    wanted = {split: [name + ending for name in names] for split, names in layouts.BATCHES[dataset].items()}
+    if files.keys() & {*wanted["test"]} and not files.keys() & {*wanted["train"]}:
+        del wanted["train"]  # the test set alone, to evaluate on
+    if missing := [name for names in wanted.values() for name in names if name not in files]:
+        raise DataError(f"{folder}: {some(missing, 6)} missing, of {dataset}'s files.")
+    wanted[""] = [name for name in layouts.METAS if name in files]
+    known = {name for names in wanted.values() for name in names}
+    others = [name for name in files if name not in known and not re.match("readme|coarse", name, re.IGNORECASE)]
+    chosen = {split: [files[name] for name in names] for split, names in wanted.items()}
+    return layouts.BATCH_ENDINGS[ending], chosen, others
+
+
+def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
+    """{split: table} of the images and labels in a file, or why there are none."""
+    tables = {}
+    for split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
+        if not images or not labels:
+            return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
+        pixels = columns[images]
+        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
+            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
+            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
+        tables[split] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+    return tables
+
+
+def read_arrays(path: Path, own: bool = True) -> Reading | str:
+    """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead.
+    Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
+    layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
+    dataset = (layouts.batch_kind(peek(path)[1]) or [None])[0]
+    files, left_out = table_files(path) if path.is_dir() else ({"": [path]}, [])
+    if dataset:
+        layout, files, left_out = _official_files(path)
+    if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
+        return f"{path}, which is larger than CIFAR-10"
+
+    tables, classes = defaultdict(list), []
+    for split, file in [(split, file) for split, paths in files.items() for file in paths]:
+        shards, there = re.search(r"-of-0*(\d+)\.", file.name), len(files[split])
+        if shards and int(shards[1]) != there:
+            raise DataError(f"{path}: {there} of the {shards[1]} files of {split or 'the images'} are there.")
+        columns = _load(file)
+        # names of classes stand beside the images, or in an official file of their own
+        named = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
+        classes = [str(_text(name)) for name in named]
+        if dataset == "CIFAR-10" and classes not in ([], [*layouts.CLASSES]):
+            raise DataError(f"{file}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
+        found = {} if dataset and not split else _tables(file, columns)
+        if isinstance(found, str) and dataset:
+            raise DataError(f"{found}.")
+        if isinstance(found, str):
+            return found
+        for own_split, table in found.items():
+            tables[own_split or split or "train"].append(table)
+    if dataset == "CIFAR-100":
+        classes = classes or [str(number) for number in range(100)]
+    return Reading(path, layout, dict(tables), classes, left_out)
