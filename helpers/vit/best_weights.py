@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers.common import distributed
-from helpers.common.files import atomic_path, free_space, load_plain
+from helpers.common.files import atomic_path, free_space, load_plain, some
 from helpers.vit import run_folder
 from helpers.vit.config import MEASURES
 from helpers.vit.data import fingerprint
@@ -149,14 +149,15 @@ def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
             raise ValueError(f"{path}: {name} is {content[name]!r}, expected a tensor with a number for each channel")
     if list(content["classes"]) != list(dataset.classes):
         raise ValueError(
-            f"{path} knows the classes {content['classes']}, the images in {dataset.source} show {dataset.classes}: "
+            f"{path} knows the classes {some(content['classes'], 10)}; the images in {dataset.source} show "
+            f"{some(dataset.classes, 10)}: "
             "set data_root to images of the classes it knows, or checkpoint=None to train on these"
         )
     bad = [name for name, value in content["model"].items() if not all_finite([value])]
     if bad:
         raise ValueError(f"{path}: {len(bad)} of {len(content['model'])} weights are not finite ({bad[0]}): train anew")
     if not run and dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
-        print("warning: these test images are some of CIFAR-10's training images, which may have been trained on")
+        print("warning: these test images were taken from the training images, which may have been trained on")
     return content
 
 

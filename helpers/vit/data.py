@@ -260,7 +260,7 @@ def hold_out(
     """Return (training, held out) on `device`: the training images shuffled by `seed`, `val_size` of them held out, and
     `train_size` of the rest (`None`: all of it). Raises `ValueError` when there are not so many."""
     total = len(dataset.train_labels)
-    if val_size + (train_size or 2) > total:
+    if total and val_size + (train_size or 2) > total:  # with none, a checkpoint is tested
         raise ValueError(
             f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all; set "
             f"train_size from 2 to {total - val_size:,}, or to None for all not held out"
