@@ -153,7 +153,7 @@ def stored(**changes):
 
 def test_weights_to_be_tested_are_of_these_classes_and_of_this_run(tmp_path, capsys):
     ckpt.try_save(stored(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth knows .*'dog'.* in data show \['car'\]: set data_root to"):
+    with pytest.raises(ValueError, match=r"other\.pth knows .*cat, dog; .* in data show car: set data_root to"):
         best_weights.load_best(tmp_path / "other.pth", images(["car"]), None)
     said = r"run bbb has saved no weights yet \(.*other\.pth is of run a{12}\)"
     with pytest.raises(RuntimeError, match=said):
