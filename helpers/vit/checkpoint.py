@@ -146,7 +146,8 @@ def finish(run: Any, scores: Callable[[], dict[str, float | None]], out: Path) -
 def write_summary(
     path: Path, compute: Compute, dataset: ImageSet, best: dict[str, Any], results: dict[str, Any], run: Any
 ) -> None:
-    """Write run_summary.json: the weights `best` of a `run` (None: of an earlier one), their images and `results`."""
+    """Write run_summary.json: the weights `best` of a `run` (None: of an earlier one), their images and `results`; and
+    print the result with what it depends on."""
     images = {"name": dataset.name, "source": dataset.source, "notes": dataset.notes, "test": len(dataset.test_labels)}
     images |= {"train": len(run.train) if run else None, "val": len(run.val) if run else None}
     trained = dict.fromkeys(("seconds", "images_per_second", "stopped_by"))
@@ -156,6 +157,11 @@ def write_summary(
         trained |= {"steps": run.step, "skipped_steps": run.skipped}
         bad = f", {run.skipped:,} of them skipped (gradients not finite)" if run.skipped else ""
         print(f"{run.step:,} steps{bad} in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
+    tta = results["test_accuracy_tta"]
+    print(
+        f"test accuracy {results['test_accuracy']:.2f} %{'' if tta is None else f' ({tta:.2f} % with TTA)'} on "
+        f"{images['test']:,} images of {dataset.name}; {compute.name}, {compute.precision}"
+    )
     summary = {
         "run": best.get("run"),
         "dataset": images,

@@ -73,7 +73,6 @@ def report(
     the true class), and the bins of `calibration`."""
     plain, tta = (100 * (p.argmax(-1) == labels.cpu()).double().mean().item() for p in (views[0], views.mean(0)))
     several = len(views) > 1
-    print(f"test accuracy {plain:.2f} %" + (f", {tta:.2f} % with TTA over {len(views)} views" if several else ""))
     pairs = labels.cpu() * len(classes) + views[0].argmax(-1)
     confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()
     error, bins = calibration(views[0], labels)
@@ -87,7 +86,8 @@ def report(
 
 
 def calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error in percent, and for each of 15 bins of confidence {`accuracy`, `share`} (0 to 1).
+    """Expected calibration error in percent, and for each of 15 bins of confidence {`accuracy`, `share`} (0 to 1) and
+    the `count` of its images.
 
     ECE is the mean over images of |accuracy - confidence| of the image's bin, in equal-width bins that contain their
     upper edge (Guo et al. 2017, arXiv 1706.04599, section 2).
@@ -99,7 +99,8 @@ def calibration(probabilities: Tensor, labels: Tensor) -> tuple[float, list[dict
     right = torch.bincount(index, (predicted == labels.cpu()).double(), 15) / count.clamp(min=1)
     share = count / len(labels)
     error = 100 * (share * (sure - right).abs()).sum().item()
-    return error, [{"accuracy": a, "share": b} for a, b in zip(right.tolist(), share.tolist(), strict=True)]
+    rows = zip(right.tolist(), share.tolist(), count.tolist(), strict=True)
+    return error, [{"accuracy": a, "share": b, "count": c} for a, b, c in rows]
 
 
 def first_of_each_class(labels: Tensor) -> list[int]:

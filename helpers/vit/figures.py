@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers.common.figures import PALETTE, PLAIN, image_grid, new_figure
 from helpers.vit.image_set import ImageSet
 from helpers.vit.predict import Answer
 
+FEW = 20  # images, of which a share says little
 NAMED = 20  # classes whose names and numbers have room in a figure
 
 
@@ -30,9 +32,9 @@ def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
 
 
 def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss, and validation accuracy of raw and EMA weights, over epochs; from rows of `history.csv`."""
+    """Loss, validation accuracy of raw and EMA weights, and learning rate over epochs; from rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
-    figure, (left, right) = new_figure(11, 4, 1, 2)
+    figure, (left, right, rate) = new_figure(11, 3.6, 1, 3)
     left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
     left.set(title="Training loss (on augmented images)", xlabel="epoch", ylabel="cross-entropy (nats)")
     for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
@@ -40,6 +42,10 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
         right.plot(epochs, accuracy, marker="o", markersize=3, label=label)
     right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
     right.legend(frameon=False)
+    rate.plot(epochs, [row["lr"] for row in history], marker="o", markersize=3)
+    rate.set(title="Learning rate at its end", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    for axis in (left, right, rate):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -53,7 +59,7 @@ def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     left.set_yticks(range(len(shown)), [_short(classes[k]) for k in shown], **PLAIN)
     left.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
     title = "Accuracy per class" if few else f"The {len(shown)} least accurate of {len(classes)} classes"
-    left.set(title=title, xlabel="accuracy (%)", xlim=(0, 110))
+    left.set(title=title, xlabel="accuracy (%)", xlim=(0, 108), xticks=range(0, 101, 20))
     left.invert_yaxis()
     right.imshow(share, cmap="Blues", vmin=0, vmax=100)
     right.grid(False)
@@ -70,11 +76,16 @@ def class_report(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
-    """Accuracy over confidence, a bar per bin {`accuracy`, `share`}; `error` is the ECE in percent."""
+    """Accuracy over confidence, a bar per bin {`accuracy`, `share`, `count`}, faded where it has few images; `error` is
+    the ECE in percent."""
     figure, (left, right) = new_figure(10, 4, 1, 2)
     width = 1 / len(bins)
     centres = (np.arange(len(bins)) + 0.5) * width
-    left.bar(centres, [entry["accuracy"] for entry in bins], width * 0.9, label="measured")
+    bars = left.bar(centres, [entry["accuracy"] for entry in bins], width * 0.9, label="measured")
+    for bar, entry in zip(bars, bins, strict=True):
+        bar.set_alpha(1 if entry["count"] >= FEW else 0.25)
+    if any(0 < entry["count"] < FEW for entry in bins):
+        left.bar([0], [0], 0, color=bars[0].get_facecolor()[:3], alpha=0.25, label=f"of fewer than {FEW} images")
     left.plot([0, 1], [0, 1], "--", color="0.3", label="perfectly calibrated")
     left.set(title=f"Calibration, ECE {error:.1f} %", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False)
@@ -96,7 +107,7 @@ def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
     worst = order[(guesses != dataset.test_labels)[order]][:count]
     rows = zip(confidence[worst], guesses[worst], dataset.test_labels[worst], strict=True)
     names = [_short(name) for name in dataset.classes]
-    titles = [f"{names[guess]} {100 * sure:.0f} %\nis {names[true]}" for sure, guess, true in rows]
+    titles = [f"guess: {names[guess]} {100 * sure:.0f} %\ntrue: {names[true]}" for sure, guess, true in rows]
     images = dataset.test_images[worst].permute(0, 2, 3, 1).numpy()
     return image_grid(images, titles, 10, "Most confident mistakes")
 
@@ -113,16 +124,20 @@ def answers(entries: Sequence[Answer], classes: Sequence[str]) -> Figure:
 
 
 def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence[int], maps: Tensor) -> Figure:
-    """The test images `shown`, and below them under their attention maps `[N, g, g]`, each scaled to its peak."""
-    guesses = [dataset.classes[k] for k in probabilities[shown].argmax(-1).tolist()]
+    """The test images `shown`, and below them under their attention maps `[N, g, g]`, each scaled to its peak; a wrong
+    prediction is written in another colour, with the true class."""
+    guesses, true = probabilities[shown].argmax(-1).tolist(), dataset.test_labels[shown].tolist()
     images, size = dataset.test_images[shown].permute(0, 2, 3, 1).numpy(), dataset.test_images.shape[-1]
     figure, axes = new_figure(1.35 * len(images), 3.5, 2, len(images))
-    for column, (image, weights, guess) in enumerate(zip(images, maps.cpu().numpy(), guesses, strict=True)):
+    for column, (image, weights) in enumerate(zip(images, maps.cpu().numpy(), strict=True)):
         for axis in axes[:, column]:
             axis.imshow(image)
             axis.axis("off")
         extent = (-0.5, size - 0.5, size - 0.5, -0.5)
-        axes[1, column].imshow(weights, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
-        axes[0, column].set_title(_short(guess), fontsize=8, **PLAIN)
-    figure.suptitle("The first test image of each class, and its prediction")
+        axes[1, column].imshow(weights, cmap="inferno", alpha=0.55, extent=extent)
+        guess, label = (_short(dataset.classes[k[column]]) for k in (guesses, true))
+        is_right = guess == label
+        title = guess if is_right else f"{guess}\nis {label}"
+        axes[0, column].set_title(title, fontsize=8, color="black" if is_right else PALETTE[1], **PLAIN)
+    figure.suptitle("The first test image of each class, and its prediction (in colour where it is wrong)")
     return figure
