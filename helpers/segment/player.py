@@ -14,7 +14,7 @@ from PIL import Image
 from helpers.segment.video import Frame, Silent, VideoReader, VideoWriter
 
 PLAYER_BYTES = 6 * 2**20  # of a video within a notebook
-ANIMATION_BYTES = 2**20  # of an animated picture, before which its frames get fewer
+ANIMATION_BYTES = 600_000  # of an animated picture, before which its frames get fewer
 
 
 def player(path: Path | str) -> Any:
