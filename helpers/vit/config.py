@@ -87,7 +87,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
         return
     if cfg.val_size > total // 5:
         cfg.val_size = total // 5
-        print(f"val_size={cfg.val_size}: more than a fifth of the training images are not held out")
+        print(f"val_size={cfg.val_size}: a fifth of the training images, the most that is held out")
     if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")

@@ -81,11 +81,10 @@ def reliability(bins: Sequence[dict[str, float]], error: float) -> Figure:
     figure, (left, right) = new_figure(10, 4, 1, 2)
     width = 1 / len(bins)
     centres = (np.arange(len(bins)) + 0.5) * width
-    bars = left.bar(centres, [entry["accuracy"] for entry in bins], width * 0.9, label="measured")
-    for bar, entry in zip(bars, bins, strict=True):
-        bar.set_alpha(1 if entry["count"] >= FEW else 0.25)
-    if any(0 < entry["count"] < FEW for entry in bins):
-        left.bar([0], [0], 0, color=bars[0].get_facecolor()[:3], alpha=0.25, label=f"of fewer than {FEW} images")
+    accuracy, count = (np.array([entry[key] for entry in bins]) for key in ("accuracy", "count"))
+    for chosen, alpha, label in ((count >= FEW, 1, "measured"), (count < FEW, 0.25, f"on fewer than {FEW} images")):
+        if count[chosen].any():
+            left.bar(centres[chosen], accuracy[chosen], width * 0.9, color=PALETTE[0], alpha=alpha, label=label)
     left.plot([0, 1], [0, 1], "--", color="0.3", label="perfectly calibrated")
     left.set(title=f"Calibration, ECE {error:.1f} %", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False)
