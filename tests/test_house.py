@@ -1,7 +1,8 @@
-"""Who may know whom: the rooms of helpers/, held against the imports that are there."""
+"""Who may know whom: the rooms of helpers/, held against the imports that are there; and what make is told to do."""
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,19 @@ def test_every_module_stands_in_the_index():
     modules = {path.stem for path in (ROOT / "helpers").glob("*/*.py")} - {"__init__"}
     assert modules <= listed
     assert not list(Path(helpers.__file__).parent.glob("[!_]*.py"))  # none outside the rooms
+
+
+@pytest.mark.parametrize(
+    ("given", "models", "fetches"),
+    [
+        ([], "auto", False),
+        (["IMAGE=photos", "PROMPT=cat"], "full", True),
+        (["VIDEO=a.mp4", "PROMPT=cat"], "full", True),
+        (["IMAGE=photos", "MODELS=tiny"], "tiny", False),
+        (["MODELS=auto"], "auto", True),
+    ],
+)
+def test_make_q2_uses_the_real_models_on_files_of_ones_own(given, models, fetches):
+    done = subprocess.run(["make", "-n", "q2", *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f'-r models "{models}"' in done.stdout and ("download False" not in done.stdout) == fetches
+    assert ("-m helpers.segment.weights" in done.stdout) == (models == "full")

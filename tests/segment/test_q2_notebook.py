@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 
 import nbload
 import nbrun
+from drawing import shape_mask
 from helpers.common.launch import export_script
 from helpers.segment.detections import mask_iou
 from helpers.segment.examples import draw_example_clip, draw_examples
@@ -284,3 +286,19 @@ def test_q2_has_the_parameters_of_its_contract_as_literals():
     expected = {"box_threshold": 0.35, "text_threshold": 0.25, "clipseg_thr": 0.4, "nms_iou": 0.7, "models": "auto"}
     expected |= {"download": True, "one_label": False, "export": "coco"}
     assert expected.items() <= namespace.items()
+
+
+@pytest.mark.slow
+def test_the_readmes_script_segments_a_picture(tmp_path):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    script = re.search(r"```python\n(from helpers\.common\.device import pick_compute\n.*?)```", readme, re.S)[1]
+    assert len(script.splitlines()) <= 10
+    image = np.full((200, 300, 3), 150, np.uint8)
+    image[shape_mask("circle", 200, 300, 150, 100, 80) >= 0.5] = (220, 30, 40)
+    Image.fromarray(image).save(tmp_path / "photo.jpg", quality=95)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (found,) = (line for line in done.stdout.splitlines() if line.startswith("a red circle 0."))
+    assert abs(int(found.split()[-1]) - 40**2 * np.pi) < 500
