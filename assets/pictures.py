@@ -1,11 +1,12 @@
 # ruff: noqa: E402
-"""The pictures of README.md and of the notebooks' first cells, from the files of a run of each:
+"""The pictures of README.md and of the notebooks' Markdown, from the files of a run of each:
 
-    python assets/pictures.py outputs/q1 outputs/q2
+    python tests/bench/gpu.py --part figures --out outputs/gpu
+    python assets/pictures.py outputs/q1 outputs/q2 outputs/gpu
 
 Writes q1.jpg (the figure of attention), q2.jpg (the first image and what was found in it) and q2.gif (the overlay of
-the video) into assets/, and the first two into the notebooks, as data within their Markdown: unlike attachments,
-these are shown by Colab, too.
+the video) into assets/. The first two, and section 7's figures of what was measured, go into the notebooks, as data
+within their Markdown: unlike attachments, these are shown by Colab, too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import base64
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -54,21 +56,24 @@ def draw_segmented(out: Path) -> Path:
     return save(Image.open(ROOT / "assets" / "q2.jpg").convert("RGB"), "q2.jpg")
 
 
-def put_into_title(notebook: Path, picture: Path) -> None:
-    """Replace the picture in a notebook's first cell."""
+def put_into(notebook: Path, cell_id: str, pictures: Sequence[Path]) -> None:
+    """Put the pictures into a cell in place of those that its Markdown has, in order."""
     content = nbformat.read(notebook, 4)
-    data = base64.b64encode(picture.read_bytes()).decode()
-    cell = content.cells[0]
-    cell.source, count = re.subn(r"(!\[[^\]]*\])\([^)]*\)", rf"\1(data:image/jpeg;base64,{data})", cell.source, count=1)
-    if count != 1:
-        raise ValueError(f"{notebook}: its first cell has no picture")
+    (cell,) = (cell for cell in content.cells if cell.id == cell_id)
+    kinds = {".jpg": "jpeg", ".png": "png"}
+    data = [f"data:image/{kinds[p.suffix]};base64,{base64.b64encode(p.read_bytes()).decode()}" for p in pictures]
+    left = iter(data)
+    cell.source, count = re.subn(r"(!\[[^\]]*\])\([^)]*\)", lambda match: f"{match[1]}({next(left)})", cell.source)
+    if count != len(data):
+        raise ValueError(f"{notebook}, cell {cell_id}: {count} pictures, {len(data)} given")
     cell.pop("attachments", None)
     nbformat.write(content, notebook)
 
 
-def main(q1: Path, q2: Path) -> None:
-    put_into_title(ROOT / "q1.ipynb", draw_attention(q1))
-    put_into_title(ROOT / "q2.ipynb", draw_segmented(q2))
+def main(q1: Path, q2: Path, gpu: Path) -> None:
+    put_into(ROOT / "q1.ipynb", "cell-00", [draw_attention(q1)])
+    put_into(ROOT / "q1.ipynb", "cell-measured", [gpu / "recipe.png", gpu / "gpu_run.png"])
+    put_into(ROOT / "q2.ipynb", "cell-00", [draw_segmented(q2)])
     (ROOT / "assets" / "q2.gif").write_bytes(animation(q2 / "video_overlay.mp4").data)
 
 
