@@ -52,7 +52,8 @@ def area_curves(frames: Sequence[dict[str, Any]]) -> Figure:
     figure, axis = new_figure(9, 3)
     for colour, (number, name) in zip(itertools.cycle(PALETTE), names.items(), strict=False):
         axis.plot(times, [100 * area.get(number, 0) for area in areas], color=colour, label=name)
-    axis.set(xlabel="seconds", ylabel="% of the frame", title="Each object's visible area", ylim=(0, None))
+    axis.set(xlabel="seconds", ylabel="% of the frame", title="Each object's visible area")
+    axis.set_ylim(0, 1.08 * axis.get_ylim()[1])  # lines along the top edge would be cut
     if names:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -105,6 +105,16 @@ def track_entry(number: int, label: str, score: float, mask: np.ndarray) -> dict
     return {"id": number, "label": label, "score": round(float(score), 4), "box": list(mask_box(mask)), "mask": rle}
 
 
+def track_table(frames: Sequence[dict[str, Any]]) -> str:
+    """Return a line for each object of the frames that `tracks.json` holds, to be printed."""
+    seen: dict[tuple[int, str], list[int]] = {}
+    for frame in frames:
+        for found in frame["objects"]:
+            seen.setdefault((found["id"], found["label"]), []).append(frame["index"])
+    lines = [f"{i} {label}: on {len(on)} frames, {on[0]} to {on[-1]}" for (i, label), on in sorted(seen.items())]
+    return "\n".join(lines) or "nothing was followed"
+
+
 def write_tracks(
     path: Path, clip: VideoReader, prompt: str, models: dict[str, str], complete: bool, frames: Sequence[dict[str, Any]]
 ) -> None:

@@ -170,8 +170,8 @@ def find_models(
         return _embedded(note)
     wanted_files = "\n".join(f"  {spec.title} ({spec.parameter}): {spec.address}" for spec in missing)
     raise WeightsError(
-        f"{note}\nTurn the internet on, or put these into ./weights or an attached input, or give their paths:\n"
-        f"{wanted_files}\nmodels='tiny' needs none of them, but knows drawn shapes alone."
+        f"{note}\nOr put these into ./weights or an attached input, or give their paths:\n{wanted_files}\n"
+        "Is it for drawn shapes? models='tiny' (make q2 MODELS=tiny) needs none of them, and knows nothing else."
     )
 
 
