@@ -14,25 +14,29 @@ from PIL import Image
 
 from helpers.segment.detections import Detection
 from helpers.segment.images import ImageError, read_image, safe_name
-from helpers.segment.outputs import table
+from helpers.segment.inputs import Settings
+from helpers.segment.models import Models
+from helpers.segment.outputs import advice, table, write_detections
 from helpers.segment.overlay import draw_instances
 
+THRESHOLDS = ("box_threshold", "clipseg_thr", "nms_iou")
 WIDEST = 900  # pixels of the picture that is shown
 
 
 def playground(
     segment: Callable[..., tuple[list[Detection], dict[str, float]]],
+    models: Models,
     image: np.ndarray,
     found: list[Detection],
     prompt: str,
-    thresholds: dict[str, float],
-    advice: str,
+    settings: Settings,
+    out: Path,
 ) -> Any:
-    """A widget: a field for the prompt, a slider for each threshold, a button, an upload, and the picture, uint8
+    """A widget: a field for the prompt, a slider for each of `THRESHOLDS`, a button, an upload, and the picture, uint8
     [H, W, 3], with what was `found` in it so far.
 
     Enter, the button, a slider that is let go, and an upload call `segment(image, prompt, **thresholds)`, which returns
-    detections and the seconds of each stage; a `ValueError` of its is shown. advice: shown where nothing is found.
+    detections and the seconds of each stage; a `ValueError` of its is shown. What is found is written into `out`.
     """
     from ipywidgets import HTML, Button, FileUpload, FloatSlider, HBox, Layout, Text, VBox
     from ipywidgets import Image as Picture
@@ -41,7 +45,7 @@ def playground(
     options["style"] = {"description_width": "initial"}  # long names are not cut off
     text = Text(prompt, description="prompt", continuous_update=False, layout=Layout(width="70%"))
     button, upload = Button(description="segment", button_style="primary"), FileUpload(accept="image/*")
-    sliders = {name: FloatSlider(value, description=name, **options) for name, value in thresholds.items()}
+    sliders = {name: FloatSlider(getattr(settings, name), description=name, **options) for name in THRESHOLDS}
     picture, status, shown = Picture(format="png", layout=Layout(max_width="100%")), HTML(), [image]
 
     def show(detections: list[Detection], text_below: str) -> None:
@@ -52,7 +56,9 @@ def playground(
         button.disabled, button.description = True, "working …"
         try:
             detections, seconds = segment(shown[0], text.value, **{name: one.value for name, one in sliders.items()})
-            show(detections, table(detections, seconds) if detections else f"nothing found: {advice}")
+            below = table(detections, seconds) if detections else f"nothing found: {advice(models.kind, settings)}"
+            show(detections, f"{below}\nwritten into {out}")
+            write_detections(out, shown[0], detections, "from the playground", text.value, models.names(), seconds)
         except ValueError as error:  # an empty prompt, or one that is too long
             show([], str(error))
         finally:

@@ -158,9 +158,10 @@ def write_summary(
         bad = f", {run.skipped:,} of them skipped (gradients not finite)" if run.skipped else ""
         print(f"{run.step:,} steps{bad} in {run.seconds:,.0f} s, ended by {run.stopped_by()}")
     tta = results["test_accuracy_tta"]
+    of = f"the {'EMA' if best['weights'] == 'ema' else best['weights']} weights of epoch {best['epoch']:.4g}"
     print(
         f"test accuracy {results['test_accuracy']:.2f} %{'' if tta is None else f' ({tta:.2f} % with TTA)'} on "
-        f"{images['test']:,} images of {dataset.name}; {compute.name}, {compute.precision}"
+        f"{images['test']:,} images of {dataset.name}, by {of}; {compute.name}, {compute.precision}"
     )
     summary = {
         "run": best.get("run"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -87,7 +88,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
         return
     if cfg.val_size > total // 5:
         cfg.val_size = total // 5
-        print(f"val_size={cfg.val_size}: a fifth of the training images, the most that is held out")
+        print(f"val_size={cfg.val_size}, since at most a fifth of the training images is held out")
     if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
@@ -98,7 +99,12 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(dataset.classes)} classes"
     cfg.images = f"{dataset.name}: {counts}, checksum {fingerprint(dataset)}"
     distributed.check_same(cfg.images, "images")
-    print(f"{cfg.train_size or total - cfg.val_size:,} images to train on, {cfg.val_size:,} held out, {to_test}")
+    used = cfg.train_size or total - cfg.val_size
+    print(f"{used:,} images to train on, {cfg.val_size:,} held out, {to_test}")
+    in_epoch = used // cfg.batch_size
+    if not cfg.checkpoint and in_epoch * cfg.epochs < FEW_STEPS:
+        few = f"{in_epoch * cfg.epochs:,.0f} steps of {cfg.batch_size} images are few to learn from"
+        print(f"{few}: epochs={math.ceil(FEW_STEPS / in_epoch)} would make {FEW_STEPS}")
 
 
 def make_config(
@@ -110,7 +116,8 @@ def make_config(
     """
     known = (*recipe, *OTHER_SETTINGS)
     for name in [name for name in given if name not in known]:
-        near = "".join(f": did you mean {other!r}?" for other in difflib.get_close_matches(name, known, 1))
+        likely = ["lr"] if re.match("l.*rate", name) else difflib.get_close_matches(name, known, 1)
+        near = "".join(f": did you mean {other!r}?" for other in likely)
         raise ValueError(f"{name!r} is no setting{near}")
     if preset == "auto":
         preset = presets[0] if not gpu_memory else presets[1] if gpu_memory < 24 else presets[2]
@@ -121,6 +128,7 @@ def make_config(
     return SimpleNamespace(preset=preset, given=[name for name in given if given[name] is not None], **settings)
 
 
+FEW_STEPS = 500  # below this, even easy classes are hardly learnt
 ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 NUMBERS = (  # settings, their kind, least and largest value, and the same in words
     ("img_size patch_size embed_dim depth num_heads batch_size", Integral, 1, math.inf, "a whole number above 0"),
@@ -129,7 +137,7 @@ NUMBERS = (  # settings, their kind, least and largest value, and the same in wo
     ("randaug_n val_size", Integral, 0, math.inf, "a whole number, 0 or more"),
     ("tta", Integral, 0, 4, "a shift of 0 (off) to 4 pixels"),
     ("seed", Integral, 0, 2**32 - 1, "a whole number from 0 to 4,294,967,295"),
-    ("epochs lr mlp_ratio", Real, ABOVE_0, math.inf, "a number above 0"),
+    ("epochs lr mlp_ratio", Real, ABOVE_0, math.inf, "a finite number above 0"),
     ("weight_decay warmup_epochs mix_off_epochs clip_grad mixup cutmix min_lr", Real, 0, math.inf, "0 or more"),
     ("drop_path label_smoothing ema_decay", Real, 0, BELOW_1, "from 0 to below 1"),
     ("erase_prob", Real, 0, 1, "from 0 to 1"),
@@ -193,7 +201,7 @@ def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]
         require("resume", isinstance(cfg.resume, str | os.PathLike) and str(cfg.resume).strip(), expected)
         path = Path(os.path.expanduser(cfg.resume))  # noqa: PTH111
         path = path / LAST if path.is_dir() else path
-        require("resume", path.is_file() or not main, expected)
+        require("resume", path.is_file() or not main, f"{expected}: there is no such file")
         cfg.resume = str(path)
     if cfg.init_weights and main:
         require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint ({here})")

@@ -43,7 +43,7 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
     right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
     right.legend(frameon=False)
     rate.plot(epochs, [row["lr"] for row in history], marker="o", markersize=3)
-    rate.set(title="Learning rate at its end", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    rate.set(title="Learning rate at an epoch's end", xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     for axis in (left, right, rate):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -106,9 +106,9 @@ def mistakes(dataset: ImageSet, probabilities: Tensor, count: int) -> Figure:
     worst = order[(guesses != dataset.test_labels)[order]][:count]
     rows = zip(confidence[worst], guesses[worst], dataset.test_labels[worst], strict=True)
     names = [_short(name) for name in dataset.classes]
-    titles = [f"guess: {names[guess]} {100 * sure:.0f} %\ntrue: {names[true]}" for sure, guess, true in rows]
+    titles = [f"{names[guess]} {100 * sure:.0f} %\ntrue: {names[true]}" for sure, guess, true in rows]
     images = dataset.test_images[worst].permute(0, 2, 3, 1).numpy()
-    return image_grid(images, titles, 10, "Most confident mistakes")
+    return image_grid(images, titles, 10, "Most confident mistakes: what they are taken for, and the true class")
 
 
 def answers(entries: Sequence[Answer], classes: Sequence[str]) -> Figure:
@@ -127,7 +127,7 @@ def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence
     prediction is written in another colour, with the true class."""
     guesses, true = probabilities[shown].argmax(-1).tolist(), dataset.test_labels[shown].tolist()
     images, size = dataset.test_images[shown].permute(0, 2, 3, 1).numpy(), dataset.test_images.shape[-1]
-    figure, axes = new_figure(1.35 * len(images), 3.5, 2, len(images))
+    figure, axes = new_figure(max(6, 1.35 * len(images)), 3.5, 2, len(images))
     for column, (image, weights) in enumerate(zip(images, maps.cpu().numpy(), strict=True)):
         for axis in axes[:, column]:
             axis.imshow(image)
@@ -136,7 +136,7 @@ def attention_overlays(dataset: ImageSet, probabilities: Tensor, shown: Sequence
         axes[1, column].imshow(weights, cmap="inferno", alpha=0.55, extent=extent)
         guess, label = (_short(dataset.classes[k[column]]) for k in (guesses, true))
         is_right = guess == label
-        title = guess if is_right else f"{guess}\nis {label}"
+        title = guess if is_right else f"{guess}\ntrue: {label}"
         axes[0, column].set_title(title, fontsize=8, color="black" if is_right else PALETTE[1], **PLAIN)
-    figure.suptitle("The first test image of each class, and its prediction (in colour where it is wrong)")
+    figure.suptitle("The first test image of each class, and its prediction")
     return figure

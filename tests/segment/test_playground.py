@@ -1,13 +1,16 @@
 """The widgets, used as a person uses them."""
 
 import io
+import json
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from helpers.segment.detections import Detection
+from helpers.segment.inputs import Settings
 from helpers.segment.playground import _uploaded, playground
 
 pytest.importorskip("ipywidgets")
@@ -19,10 +22,10 @@ MASK[5:20, 5:20] = True
 class Bench:
     """The playground of an image in which nothing was found yet; `asked` has what it asked for."""
 
-    def __init__(self):
+    def __init__(self, out):
         self.asked, self.busy, self.found = [], [], [Detection("cat", 0.9, (5, 5, 20, 20), "clipseg", MASK, 0.8)]
-        thresholds = {"box_threshold": 0.35, "nms_iou": 0.7}
-        self.widget = playground(self.segment, IMAGE, [], "cat. red dog", thresholds, "use other words")
+        models = SimpleNamespace(kind="full", names=lambda: {"sam2": "SAM 2"})
+        self.widget = playground(self.segment, models, IMAGE, [], "cat. red dog", Settings(), out)
         top, sliders, self.picture, self.status = self.widget.children
         self.text, self.button, self.upload = top.children
         self.sliders = {slider.description: slider for slider in sliders.children}
@@ -38,40 +41,43 @@ class Bench:
         return np.asarray(Image.open(io.BytesIO(self.picture.value)).convert("RGB"))
 
 
-def test_the_picture_is_there_before_anything_is_pressed():
-    bench = Bench()
+def test_the_picture_is_there_before_anything_is_pressed(tmp_path):
+    bench = Bench(tmp_path)
     assert (bench.shown() == IMAGE).all() and bench.asked == [] and "Enter" in bench.status.value
     assert bench.text.value == "cat. red dog" and bench.sliders["box_threshold"].value == 0.35
 
 
-def test_enter_the_button_and_a_slider_segment_with_what_is_set():
-    bench = Bench()
+def test_enter_the_button_and_a_slider_segment_with_what_is_set(tmp_path):
+    bench = Bench(tmp_path)
     bench.text.value = "bird"  # sent when Enter is pressed
     bench.sliders["box_threshold"].value = 0.5
     bench.button.click()
-    shape, changed = IMAGE.shape, {"box_threshold": 0.5, "nms_iou": 0.7}
+    shape, changed = IMAGE.shape, {"box_threshold": 0.5, "clipseg_thr": 0.4, "nms_iou": 0.7}
     assert bench.asked == [(shape, "bird", changed | {"box_threshold": 0.35})] + [(shape, "bird", changed)] * 2
     assert bench.busy == [True] * 3 and not bench.button.disabled and bench.button.description == "segment"
+    record = json.loads((tmp_path / "detections.json").read_text())
+    assert [found["label"] for found in record["detections"]] == ["cat"] and record["prompt"] == "bird"
     assert (bench.shown() != IMAGE).any() and "cat" in bench.status.value and "0.25 s" in bench.status.value
 
 
-def test_nothing_found_and_a_prompt_that_is_refused_say_what_to_do():
-    bench = Bench()
+def test_nothing_found_and_a_prompt_that_is_refused_say_what_to_do(tmp_path):
+    bench = Bench(tmp_path)
     bench.found = []
     bench.button.click()
-    assert "nothing found: use other words" in bench.status.value and (bench.shown() == IMAGE).all()
+    assert "nothing found: lower box_threshold (0.35)" in bench.status.value and (bench.shown() == IMAGE).all()
     bench.text.value = ""
     assert "&lt;name&gt; something" in bench.status.value and not bench.button.disabled
 
 
-def test_an_uploaded_picture_is_segmented():
-    bench, file = Bench(), io.BytesIO()
+def test_an_uploaded_picture_is_segmented(tmp_path):
+    bench, file = Bench(tmp_path), io.BytesIO()
     Image.new("RGB", (30, 20), (10, 200, 30)).save(file, "PNG")
 
     def upload(name, content):
         about = {"name": name, "type": "", "size": len(content), "last_modified": datetime(2026, 1, 1)}
         bench.upload.value = ({**about, "content": memoryview(content)},)
 
+    bench.found = []  # its mask is of the other picture
     upload("a/b.png", file.getvalue())
     assert [shape for shape, *_ in bench.asked] == [(20, 30, 3)] and bench.shown().shape == (20, 30, 3)
     upload("note.txt", b"no image")

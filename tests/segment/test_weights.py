@@ -421,14 +421,14 @@ def test_with_one_missing_none_of_the_real_ones_is_used(machine, absent):
     assert "NOT THE REAL" in found.notes[-1]
     fails(
         f"cache: {spec.title}",
-        f"{spec.parameter}: {spec.expected}",
+        f"({spec.parameter}): {spec.address}",
         "download=False",
         models="full",
         download=False,
     )
     other = "clipseg_weights" if absent != "clipseg" else "sam2_weights"
     value = paths["clipseg"] if absent != "clipseg" else "small"
-    fails(f"cache: {spec.title}", spec.expected, download=False, **{other: value})
+    fails(f"cache: {spec.title}", spec.address, download=False, **{other: value})
     assert machine.asked == []
 
     found = find_models()  # blocked sockets look like no internet

@@ -261,7 +261,8 @@ def test_a_summary_says_which_run_and_how_many_steps_were_skipped(q1, tmp_path, 
     ckpt.write_summary(tmp_path / "run_summary.json", run.compute, dataset, run.best, results, run)
     printed = capsys.readouterr().out
     assert "20 steps, 2 of them skipped (gradients not finite)" in printed
-    assert f"test accuracy 81.23 % (82.00 % with TTA) on 1 images of n; {run.compute.name}" in printed
+    which = {"raw": "raw", "ema": "EMA"}[run.best["weights"]]
+    assert f"test accuracy 81.23 % (82.00 % with TTA) on 1 images of n, by the {which} weights of epoch " in printed
     summary = json.loads((tmp_path / "run_summary.json").read_text())
     assert summary["run"] == run.id and summary["skipped_steps"] == 2
 

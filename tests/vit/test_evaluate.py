@@ -96,8 +96,8 @@ def test_mistakes_are_shown_the_surest_first():
     for count, surest in ((2, ["95", "90"]), (9, ["95", "90", "70"])):
         figure = figures.mistakes(dataset, probabilities, count)
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        assert [title.split()[2] for title in titles] == surest
-        assert titles[0].startswith("guess: dog 95 %\ntrue: cat")
+        assert [title.split()[1] for title in titles] == surest
+        assert titles[0].startswith("dog 95 %\ntrue: cat")
         plt.close(figure)
 
 
