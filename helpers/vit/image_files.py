@@ -10,24 +10,21 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from helpers.common.files import DataError, natural, peek, some
+from helpers.common.images import is_image
 from helpers.vit import layouts
-from helpers.vit.image_set import Reading, Table, image_endings
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in image_endings()
+from helpers.vit.image_set import Reading, Table
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
     """(image files in natural order, names of other files) directly in `folder`."""
     files = peek(folder)[1]
-    images = [files[name] for name in sorted(filter(_is_image, files), key=natural)]
-    return images, [name for name in files if not _is_image(name)]
+    images = [files[name] for name in sorted(filter(is_image, files), key=natural)]
+    return images, [name for name in files if not is_image(name)]
 
 
 def _inner(folder: Path) -> Path:
     """`folder`, or the only folder that is in it where no images are: some tools unpack train.7z into train/train."""
-    while len((found := peek(folder))[0]) == 1 and not any(map(_is_image, found[1])):
+    while len((found := peek(folder))[0]) == 1 and not any(map(is_image, found[1])):
         folder = next(iter(found[0].values()))
     return folder
 
@@ -115,7 +112,7 @@ def _read_labels(table: Path, competition: bool) -> dict[str, str] | None:
                 raise DataError(f"{table}: the first line is {first[:80]!r}, expected columns id and label.")
             for number, row in enumerate(csv.DictReader(file, names, delimiter=separator), 2):
                 key, name = ((row[column] or "").strip() for column in columns)
-                key = PurePosixPath(key).stem if _is_image(key) else key
+                key = PurePosixPath(key).stem if is_image(key) else key
                 unknown = competition and layouts.cifar10_name(name) not in layouts.CLASSES
                 if not name or unknown or key in label_of or not key:
                     problem = f"label {name!r} is no class, or id {key!r} is empty or there twice"

@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
 from helpers.common.files import DataError, natural, some
+from helpers.common.images import open_image, to_upright_rgb
 from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
 PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")  # none runs programs
 MAX_CLASSES = 1000
 
 
@@ -206,14 +206,14 @@ def _pixels(
         return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
     # room for the images and a copy of them, which is made when some are held out
     count, room = sum(map(len, every)), free_memory()
-    small = all(_decode(images[0], 32)[-1] == (32, 32) for images in every if len(images))
+    small = all(_decode(images[0], 32, [])[-1] == (32, 32) for images in every if len(images))
     need = 6 * count * (32 if small else img_size) ** 2
     if need > room:
         step = "" if small else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
         what = f"{count:,} images of this size, and a copy of them, are {need / 1e9:,.1f} GB"
         raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free: give {step}fewer images.")
 
-    decoded = {split: _decode_all(group, split, img_size) for split, group in tables.items()}
+    decoded = {split: _decode_all(group, split, img_size, notes) for split, group in tables.items()}
     kinds = Counter(kind for images in decoded.values() for _, kind, _ in images)
     sizes = Counter("{}x{}".format(*size) for images in decoded.values() for *_, size in images)
     side = 32 if {*sizes} == {"32x32"} else img_size
@@ -224,12 +224,13 @@ def _pixels(
     for split, images in decoded.items():
         for row in reversed(stacked[split]):
             image = images.pop()[0]  # not to have all of them twice
-            row[:] = (image if len(image) == side else _fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
+            row[:] = (image if len(image) == side else fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
     return stacked, kinds
 
 
-def _fitted(image: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+def fitted(image: Image.Image, side: int) -> np.ndarray:
+    """uint8 [side, side, 3]: the shorter side resized, and the middle cut out."""
+    return np.array(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
 
 def free_memory() -> float:
@@ -265,38 +266,33 @@ def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
     return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
 
 
-@functools.cache
-def image_endings() -> dict[str, str]:
-    """{".png": "PNG"} and so on of the kinds of image file that are read, of those which Pillow knows here."""
-    return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-
-def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple[np.ndarray, str, tuple[int, int]]]:
+def _decode_all(
+    group: Sequence[Table], split: str, img_size: int, notes: list[str]
+) -> list[tuple[np.ndarray, str, tuple[int, int]]]:
     """`_decode` of tables of image files, in their order."""
+    remarks: list[str] = []
     sources = [source for table in group for source in table.images]
     names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
-    decode = functools.partial(_decode, img_size=img_size)
+    decode = functools.partial(_decode, img_size=img_size, remarks=remarks)
     results = thread_map(decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
     problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
     if problems:
         raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
+    notes += [f"{len(remarks):,} images of {split} have more than 8 bits, such as: {remarks[0]}"] if remarks else []
     return results
 
 
-def _decode(source: Path | bytes, img_size: int) -> tuple[np.ndarray, str, tuple[int, int]] | str:
+def _decode(source: Path | bytes, img_size: int, remarks: list[str]) -> tuple[np.ndarray, str, tuple[int, int]] | str:
     """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32 as in the file, or img_size."""
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
-        if not isinstance(data, bytes):
-            return f"is {type(data).__name__}, not the bytes of an image"
-        with Image.open(io.BytesIO(data), formats=tuple({*image_endings().values()})) as image:
+        if not isinstance(source, (Path, bytes)):
+            return f"is {type(source).__name__}, not the bytes of an image"
+        with open_image(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             size, kind = image.size, "JPEG" if image.format == "MPO" else image.format
-            if image.mode[0] in "IF":
-                return f"has mode {image.mode}, more than 8 bits a pixel"
             if size != (32, 32):
                 image.draft("RGB", (2 * img_size, 2 * img_size))  # a large JPEG need not be decoded in full
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(pixels) if size == (32, 32) else _fitted(pixels, img_size), kind, size
+            pixels = to_upright_rgb(image, remarks)
+            return pixels if size == (32, 32) else fitted(Image.fromarray(pixels), img_size), kind, size
     except UnidentifiedImageError:
         return "is no readable image (PNG, JPEG, …)"
     except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
