@@ -240,13 +240,6 @@ def write_tables(
     return write
 
 
-def write_split_column(root):
-    root.mkdir(parents=True)
-    x, y = np.r_[TEST_X, TRAIN_X], np.r_[TEST_Y, TRAIN_Y]
-    split = ["test"] * len(TEST_X) + ["train"] * len(TRAIN_X)
-    pq.write_table(pa.table({"image": [png(i) for i in x], "label": y, "split": split}), root / "cifar10.parquet")
-
-
 def check(images, train_x=TRAIN_X, train_y=TRAIN_Y, test_x=TEST_X, test_y=TEST_Y):
     """Pixel for pixel, and as the contract has it."""
     for x, y, want_x, want_y in (
@@ -298,8 +291,6 @@ OTHER_LAYOUTS = {
     "X_train": write_keys("X_train", "Y_train", "X_test", "Y_test"),
     "train_images": write_keys("train_images", "train_labels", "test_images", "test_labels"),
     "trainX": write_keys("trainX", "trainY", "testX", "testY"),
-    "arr_0": write_keys("arr_0", "arr_1", "arr_2", "arr_3"),
-    "arr_0, images first": lambda root: write_arrays(root, arr_0=TRAIN_X, arr_1=TEST_X, arr_2=TRAIN_Y, arr_3=TEST_Y),
     ".npy": write_npy,
     "float to 1": write_changed(lambda x: (x / 255).astype(np.float32)),
     "float to 255": write_changed(lambda x: x.astype(np.float64), lambda y: y.astype(np.float32)),
@@ -309,13 +300,10 @@ OTHER_LAYOUTS = {
     "Image, Label": write_tables("Image", "Label", png),
     "named": write_tables(of_label=lambda k: NAMES[k]),
     "names recorded": write_tables(**HF_NAMES),
-    "lists of pixels": write_tables("pixels", of_image=lambda x: x.transpose(2, 0, 1).ravel().tolist()),
-    "nested lists": write_tables("image", of_image=lambda x: x.tolist()),
     "validation": lambda root: (
         write_tables()(root),
         (root / "test-00000-of-00001.parquet").rename(root / "validation.parquet"),
     ),
-    "split column": write_split_column,
     "save_to_disk": write_tables(names="{}/data-00000-of-00001.arrow", **HF_NAMES),
     "cached arrow": write_tables(names="plain_text/0.0.0/abc/cifar10-{}.arrow"),
     "the hub's cache": write_tables(names=HUB),

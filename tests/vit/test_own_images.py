@@ -258,17 +258,6 @@ def test_both_files_of_the_packed_competition_are_named(tmp_path):
     expect(tmp_path / "unpacked", "copy trainLabels.csv beside")
 
 
-def test_other_tables_of_labels(tmp_path):
-    (tmp_path / "images").mkdir()
-    lines = ["Filename;Class"]
-    for i in range(20):
-        (tmp_path / "images" / f"photo {i}.png").write_bytes(png(TRAIN_X[i]))
-        lines.append(f"images/photo {i}.png;{'Löwe' if i % 2 else 'Bär'}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
-    found = notes_of(tmp_path, "4 of 20")
-    assert found.classes == ("Bär", "Löwe") and found.train_labels.bincount().tolist() == [8, 8]
-
-
 def test_more_than_fits_into_memory_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets")
     np.savez_compressed(tmp_path / "x.npz", x_train=np.zeros((3000, 32, 32, 3), np.uint8), y_train=np.arange(3000) % 10)
@@ -325,19 +314,6 @@ def test_a_missing_reader_is_named(tmp_path, monkeypatch):
     write_other_batches(tmp_path / "d", ".mat")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     expect(tmp_path, "scipy", "pip install")
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_rows_of_pixels_are_told_apart_by_their_smoothness(tmp_path, channels_last):
-    yy, xx = np.mgrid[:32, :32]
-    shift = np.arange(200)[:, None, None, None]
-    smooth = (4 * yy + 2 * xx)[None, ..., None] + shift % 7 + np.array([0, 40, 20])
-    smooth = smooth.astype(np.uint8)
-    flat = smooth.reshape(200, -1) if channels_last else rows(smooth)
-    write_arrays(tmp_path / "d", x_train=flat, y_train=np.arange(200) % 10)
-    found = load_images(tmp_path, False)
-    assert found.test_images.permute(0, 2, 3, 1).numpy().tobytes()[:3072] in {image.tobytes() for image in smooth}
-    assert any("by turns" in note for note in found.notes) == channels_last
 
 
 @pytest.mark.parametrize(("folder", "classes"), [("digits", tuple("0123456789")), ("My CIFAR", tuple(NAMES))])
