@@ -1,4 +1,4 @@
-"""Data sets kept as image files: in folders by class, with the class in their names, or with the competition's table."""
+"""Data sets kept as image files: in folders by class, with the class in their names, or as in the competition."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _class_tables(folder: Path, without: Collection[Path] = ()) -> tuple[list[Ta
 
 
 def read_images(root: Path, own: bool = True) -> Reading | str | None:
-    """Read the class folders or the competition's files in `root`; text says what images lie there instead. Unless `own`
-    classes will do, folders of others are not looked through: there may be a million images in them."""
+    """Read the class folders or the competition's files in `root`; text says what images lie there instead. Unless
+    `own` classes will do, folders of others are not looked through: there may be a million images in them."""
     named = layouts.split_folders(root)
     places = {split: _inner(path) for split, path in named.items()}
     inside = peek(next(iter(places.values()), root))[0]

@@ -281,7 +281,6 @@ OTHER_LAYOUTS = {
     "training, testing": lambda root: write_renamed(root, {"train": "Training Set", "test": "testing"}),
     "train, val": lambda root: write_renamed(root, {"test": "val"}),
     "car and plane": lambda root: write_renamed(root, name=lambda k: {0: "plane", 1: "car"}.get(k, NAMES[k])),
-    "numbers": lambda root: write_renamed(root / "cifar", name=str),
     "numbered": lambda root: write_renamed(root, name=lambda k: f"{k}_{NAMES[k]}"),
     "numbered from 1": lambda root: write_renamed(root, name=lambda k: f"{k + 1:03}.{NAMES[k]}"),
     "images inside": lambda root: write_renamed(root, name=lambda k: f"{NAMES[k]}/images"),
@@ -443,7 +442,7 @@ def test_more_than_8_bits_are_brought_into_8_and_transparency_is_white(tmp_path)
     images = read_images(tmp_path)
     assert all(np.array_equal(images.train_images[0, k], grey) for k in range(3))
     assert images.train_images[1].flatten()[[0, 1023]].tolist() == [0, 255] and images.train_images[2].min() == 255
-    assert any("1 images of train have more than 8 bits" in note for note in images.notes)
+    assert any("1 images have more than 8 bits" in note for note in images.notes)
 
 
 def test_class_folders_of_any_case_and_stray_files(tmp_path):

@@ -21,7 +21,6 @@ from helpers.vit import image_set
 from helpers.vit.data import DataError, load_images
 from helpers.vit.layouts import CLASSES, LAYOUTS
 from test_data import (
-    NAMES,
     TEST_X,
     TEST_Y,
     TRAIN_X,
@@ -93,9 +92,9 @@ def test_images_keep_their_proportions_and_their_orientation(tmp_path):
 def test_32x32_images_stay_as_they_are(tmp_path):
     write_folders(tmp_path)
     assert load_images(tmp_path, False, img_size=64).train_images.shape[-1] == 32
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "test" / "cat" / "9.png")
-    found = notes_of(tmp_path, "149 of 150 images were resized to 64x64", img_size=64)
-    assert found.name == "CIFAR-10" and found.test_images.shape[-1] == found.train_images.shape[-1] == 64
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "test" / "cat" / "999.png")
+    found = notes_of(tmp_path, "1 of 151 images were resized to 32x32", img_size=64)
+    assert found.name == "CIFAR-10" and found.test_images.shape[-1] == found.train_images.shape[-1] == 32
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".gif", ".webp", ".tiff", ".jfif", ".JPEG", ".ppm"])
@@ -316,12 +315,11 @@ def test_a_missing_reader_is_named(tmp_path, monkeypatch):
     expect(tmp_path, "scipy", "pip install")
 
 
-@pytest.mark.parametrize(("folder", "classes"), [("digits", tuple("0123456789")), ("My CIFAR", tuple(NAMES))])
-def test_numbers_for_names_may_be_of_anything(tmp_path, folder, classes):
+def test_numbers_for_names_may_be_of_anything(tmp_path):
     for i in range(40):
-        (tmp_path / folder / str(i % 10)).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / str(i % 10) / f"{i}.png").write_bytes(png(TRAIN_X[i]))
-    assert load_images(tmp_path / folder, False).classes == classes
+        (tmp_path / "digits" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "digits" / str(i % 10) / f"{i}.png").write_bytes(png(TRAIN_X[i]))
+    assert load_images(tmp_path / "digits", False).classes == tuple("0123456789")
 
 
 def test_the_readme_has_the_layouts_that_the_code_has():
