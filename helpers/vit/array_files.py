@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from helpers.common.files import DataError, natural, peek, some
+from helpers.common.files import DataError, free_memory, natural, peek, some
 from helpers.vit import layouts
 from helpers.vit.archives import BATCH_LIMIT
-from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table, free_memory
+from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table
 
 SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
 

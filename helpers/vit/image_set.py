@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from helpers.common.files import DataError, natural, some
+from helpers.common.files import DataError, free_memory, natural, some
 from helpers.common.images import open_image, to_upright_rgb
 from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
@@ -253,15 +250,6 @@ def _decode(source: Path | bytes, row: np.ndarray, remarks: list[str]) -> tuple[
 def fitted(image: Image.Image, side: int) -> np.ndarray:
     """uint8 [side, side, 3]: the shorter side resized, and the middle cut out."""
     return np.array(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
-
-
-def free_memory() -> float:
-    """Bytes of memory that can be had now; infinite where the system does not tell."""
-    with contextlib.suppress(OSError, TypeError):  # Linux; what it lends to its cache of files can be had
-        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
 
 
 def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:

@@ -289,10 +289,8 @@ def test_archives_cannot_write_elsewhere_nor_be_larger_than_they_may(tmp_path, m
     pack(("../../outside.png", b"x"), ("/outside.png", b"x"))
     assert len(load_images(archive, False).train_labels) == 120
     assert not list(tmp_path.glob("outside*")) and not Path("/outside.png").exists()
-    batch = python3_pickle(TEST_X, TEST_Y)
-    for name in ("other/data_batch_1", "cifar-10-batches-py/batches.meta"):
-        pack((name, batch))
-        expect(archive, f"{name} is in it twice")
+    pack(("other/data_batch_1", python3_pickle(TEST_X, TEST_Y)))  # a second one elsewhere does not replace the first
+    assert len(load_images(archive, False).train_labels) == 120
     pack(("large/data_batch_9", bytes(300_000_000)))
     expect(archive, "data_batch_9 has 300 MB")
     monkeypatch.setattr("helpers.vit.archives.free_memory", lambda: 100_000)
