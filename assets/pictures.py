@@ -25,8 +25,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from helpers.common.images import read_image
 from helpers.segment.figures import picture_row
-from helpers.segment.images import read_image
 from helpers.segment.player import animation
 
 WIDTH = 860  # pixels, about as wide as a notebook's text

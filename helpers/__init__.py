@@ -8,6 +8,8 @@ common    what both notebooks need
   notebooks      a notebook's definitions as a module, for scripts and tests
   files          files that are either whole or not there; what lies in a folder
   hub            files of the Hugging Face hub, from its cache or fetched; its errors as sentences
+  images         images in, whatever their kind; the files that a path, a folder or a pattern means
+  pixels         more than 8 bits brought into 8
   figures        how figures look, are kept and shown
   boxes          the box of a mask
 vit       q1's
@@ -35,8 +37,7 @@ segment   q2's
   pretrained     tensors loaded into a model, all of them or an error
   detections     the record of one object; how masks overlap
   tracks         which detection of a video is which object; what a later look may still change
-  images         images in, whatever their kind
-  pixels         more than 8 bits brought into 8
+  images         which images are q2's inputs, and how the results of each are named
   sequences      numbered pictures and animated ones as a video
   video          frames in; an MP4 with the input's sound out
   media, colours, sound    of video: files opened and found cut; frames as a screen shows them; sound carried over

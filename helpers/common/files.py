@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import re
 import shutil
@@ -46,6 +47,15 @@ def load_plain(path: Path, advice: str, mmap: bool = False) -> Any:
 def free_space(path: Path | str) -> int:
     """Free bytes beside `path`."""
     return shutil.disk_usage(Path(path).parent).free
+
+
+def free_memory() -> float:
+    """Bytes of memory that can be had now; infinite where the system does not tell."""
+    with contextlib.suppress(OSError, TypeError):  # Linux; what it lends to its cache of files can be had
+        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from helpers.common.device import Compute
-from helpers.segment.images import ImageError, read_image
+from helpers.common.images import ImageError, read_image
 
 THREADS = 4
 MOST_CALLS = 8  # that wait for these threads, or whose results wait

@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 
 from helpers.common.boxes import mask_box
 from helpers.common.files import atomic_path, write_csv
+from helpers.common.images import given_root
 from helpers.segment.detections import Detection
-from helpers.segment.images import given_root, safe_name
+from helpers.segment.images import safe_name
 
 FORMATS = ("coco", "yolo", "cutouts")
 MOST_RINGS = 500  # outlines in a polygon: joining them takes a second, and a mask of more is noise

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from helpers.common.images import ImageError, read_image
 from helpers.segment.detections import Detection
-from helpers.segment.images import ImageError, read_image, safe_name
+from helpers.segment.images import safe_name
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
 from helpers.segment.outputs import advice, table, write_detections

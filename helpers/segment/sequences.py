@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from helpers.common.files import some
-from helpers.segment.images import KINDS, ImageError, find_images, open_image, read_first, read_image, to_rgb
+from helpers.common.images import ImageError, is_image, open_image, read_image, to_rgb
+from helpers.segment.images import find_images, read_first
 from helpers.segment.video import Frame, VideoError, VideoReader
 
 FPS = 25  # of pictures that do not say how long they last
@@ -32,7 +33,7 @@ def open_clip(path: Path | str, out: Path | None = None) -> VideoReader | Pictur
     path = Path(path).expanduser()
     if path.is_dir() or (glob.has_magic(str(path)) and not path.exists()):
         return PictureSequence(path, out)
-    if path.is_file() and path.suffix[1:].lower() in KINDS.split():
+    if path.is_file() and is_image(path):
         kind, count = "", 0
         with contextlib.suppress(Exception), open_image(path) as image:  # else the reader of videos says what it is
             kind, count = image.format, getattr(image, "n_frames", 1)

@@ -11,12 +11,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.common.files import DataError, reason
-from helpers.vit.image_set import free_memory
-from helpers.vit.layouts import ARCHIVE, BATCH_ENDINGS, BATCHES
+from helpers.common.files import DataError, free_memory, reason
+from helpers.vit.layouts import ARCHIVE, BATCH_ENDINGS
 
 BATCH_LIMIT = 200_000_000  # bytes; the largest official file, CIFAR-100's, has 160 million
-ONCE = {name + ending for names in BATCHES["CIFAR-10"].values() for name in names for ending in BATCH_ENDINGS}
 
 
 def is_archive(path: Path) -> bool:
@@ -32,8 +30,8 @@ def outside(text: str, folder: Path, path: Path) -> str:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder with what is in the archive. Raises `DataError` where it is damaged, holds a name twice
-    or more than there is room for; in what the block raises, the folder has the archive's name."""
+    """Yield a temporary folder with what is in the archive. Raises `DataError` where it is damaged or holds more than
+    there is room for; in what the block raises, the folder has the archive's name."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / re.split(ARCHIVE, path.name, flags=re.IGNORECASE)[0]
         try:
@@ -45,7 +43,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _unpack(path: Path, folder: Path) -> None:
     folder.mkdir()
-    room, seen, kept = min(free_memory(), shutil.disk_usage(folder).free), set(), []
+    room, kept = min(free_memory(), shutil.disk_usage(folder).free), []
     is_zip = zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)  # a tar may end in a zip
     try:
         with (zipfile.ZipFile if is_zip else tarfile.open)(path) as archive:
@@ -55,14 +53,10 @@ def _unpack(path: Path, folder: Path) -> None:
                 regular = not member.is_dir() if is_zip else member.isfile()
                 if not regular or ".." in file.parts or not file.is_relative_to(folder):
                     continue
-                # an official file that is there twice, in whatever folder, is of other images, or of the same again
-                key = file.name if file.name in ONCE else name
                 # sizes by the header, before anything is read: few bytes may be a great many once they are unpacked
                 room -= size
-                if room < 0 or key in seen or (file.suffix in BATCH_ENDINGS and size > BATCH_LIMIT):
-                    large = f"has {size / 1e6:,.0f} MB: no file of CIFAR's, or no room for all"
-                    raise DataError(f"{path}: {name} {'is in it twice' if key in seen else large}.")
-                seen.add(key)
+                if room < 0 or (file.suffix in BATCH_ENDINGS and size > BATCH_LIMIT):
+                    raise DataError(f"{path}: {name} has {size / 1e6:,.0f} MB: no file of CIFAR's, or no room for all.")
                 kept.append(member)
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
             archive.extractall(folder, kept)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from helpers.common.files import DataError, natural, peek, some
+from helpers.common.files import DataError, free_memory, natural, peek, some
 from helpers.vit import layouts
 from helpers.vit.archives import BATCH_LIMIT
-from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table, free_memory
+from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table
 
 SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
 
@@ -98,69 +98,53 @@ def _load_npz(path: Path) -> dict[str, Any]:
         size, room = sum(info.file_size for info in arrays.zip.infolist()), free_memory()
         if 2 * size > room:
             raise DataError(f"{path} holds {size / 1e9:,.1f} GB of arrays; {room / 1e9:,.1f} GB of memory are free.")
-        wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES, *(f"arr_{i}" for i in range(4))}
+        wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES}
         return {key: arrays[key] if layouts.split_and_rest(key)[1] in wanted else None for key in arrays.files}
 
 
 def _load_table(path: Path) -> dict[str, Any]:
     """The columns that matter of a Parquet or Arrow file, and the names of the classes where Hugging Face left them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pa.OSFile(str(path)) as file:
-        is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes them
-        file.seek(0)
-        if path.suffix.lower() == ".parquet":
-            table = pq.ParquetFile(file)
-            schema = table.schema_arrow
-        else:
-            table = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(file).read_all()
-            schema = table.schema
+        # `datasets` writes Arrow's streams
+        table = pq.ParquetFile(file) if path.suffix.lower() == ".parquet" else pa.ipc.open_stream(file).read_all()
+        schema = table.schema_arrow if path.suffix.lower() == ".parquet" else table.schema
         if len({*schema.names}) < len(schema.names):
             raise DataError(f"{path} has several columns of the same name: {some(schema.names)}.")
-        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS, "split")]
+        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS)]
         table = table.read(wanted) if path.suffix.lower() == ".parquet" else table
-    if split := next((name for name in wanted if name.lower() == "split"), None):
-        parts = {value: table.filter(pc.equal(table[split], value)) for value in table[split].unique().to_pylist()}
-        return {
-            f"{part} {name}": _values(rows[name]) for part, rows in parts.items() for name in wanted if name != split
-        }
     columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    recorded = [features.get(label, {}).get("names") for _, label in _pairs(columns).values()]
+    recorded = [features[label].get("names") for label in layouts.LABELS if label in features]
     return columns | ({"class_names": recorded[0]} if any(recorded) else {})
 
 
 def _values(column: Any) -> Any:
-    """A column as a list of bytes or text, or an array of numbers: labels [N], or pixels in lists [N, …]."""
+    """A column of numbers as an array; else a list, of the bytes of images where they stand beside their paths."""
     if str(column.type).startswith(("int", "uint", "float", "double", "half")):
         return column.to_numpy()
-    if hasattr(column.type, "value_field") and len(column):
-        shape, flat = np.shape(column[0].as_py()), column.combine_chunks()
-        while hasattr(flat.type, "value_field"):
-            flat = flat.flatten()
-        if shape in PIXEL_SHAPES and len(flat) == len(column) * np.prod(shape):
-            return flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
     return [value.get("bytes") if isinstance(value, dict) else value for value in column.to_pylist()]
 
 
-def _pairs(columns: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
-    """{split: (key of images, key of labels)} by what arrays are called, "" for a split without a name."""
-    columns = {key: values for key, values in columns.items() if values is not None}
-    keys = {layouts.split_and_rest(key): key for key in columns}
-    if all(re.fullmatch(r"arr_\d+", key) for key in columns):  # as np.savez calls what it gets without names
-        labels = [key for key, array in columns.items() if array.shape[1:] not in PIXEL_SHAPES]
-        for split, image in zip(("train", "test"), [key for key in columns if key not in labels], strict=False):
-            label = next((key for key in labels if len(columns[key]) == len(columns[image])), None)
-            labels = [key for key in labels if key != label]
-            keys |= {(split, "x"): image, (split, "y"): label}
-    pairs = {}
+def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
+    """{split, "" for one without a name: table} of the images and labels in a file, or why there are none."""
+    keys = {layouts.split_and_rest(key): key for key, values in columns.items() if values is not None}
+    tables = {}
     for split in dict.fromkeys(split for split, _ in keys):
         found = [[keys[split, k] for k in best if (split, k) in keys] for best in (layouts.IMAGES, layouts.LABELS)]
-        if any(found):
-            pairs[split or ""] = tuple(next(iter(keys), None) for keys in found)
-    return pairs
+        images, labels = (next(iter(best), None) for best in found)
+        if not images and not labels:
+            continue  # names of classes
+        if not images or not labels:
+            return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
+        pixels = columns[images]
+        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
+            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
+            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
+        tables[split or ""] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+    return tables or f"{file}, which holds no images, but {some([*columns], 8)}"
 
 
 def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -194,20 +178,6 @@ def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]
     others = [name for name in files if name not in known and not re.match("readme|coarse", name, re.IGNORECASE)]
     chosen = {split: [files[name] for name in names] for split, names in wanted.items()}
     return layouts.BATCH_ENDINGS[ending], chosen, others
-
-
-def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
-    """{split: table} of the images and labels in a file, or why there are none."""
-    tables = {}
-    for split, (images, labels) in (_pairs(columns) or {"": (None, None)}).items():
-        if not images or not labels:
-            return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-        pixels = columns[images]
-        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
-            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
-            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
-        tables[split] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
-    return tables
 
 
 def read_arrays(path: Path, own: bool = True) -> Reading | str:

@@ -1,4 +1,4 @@
-"""Data sets kept as image files: in folders by class, with the class in their names, or with a table of labels."""
+"""Data sets kept as image files: in folders by class, with the class in their names, or as in the competition."""
 
 from __future__ import annotations
 
@@ -7,27 +7,24 @@ import re
 import unicodedata
 from collections.abc import Collection
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from helpers.common.files import DataError, natural, peek, some
+from helpers.common.images import is_image
 from helpers.vit import layouts
-from helpers.vit.image_set import Reading, Table, image_endings
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in image_endings()
+from helpers.vit.image_set import Reading, Table
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
     """(image files in natural order, names of other files) directly in `folder`."""
     files = peek(folder)[1]
-    images = [files[name] for name in sorted(filter(_is_image, files), key=natural)]
-    return images, [name for name in files if not _is_image(name)]
+    images = [files[name] for name in sorted(filter(is_image, files), key=natural)]
+    return images, [name for name in files if not is_image(name)]
 
 
 def _inner(folder: Path) -> Path:
     """`folder`, or the only folder that is in it where no images are: some tools unpack train.7z into train/train."""
-    while len((found := peek(folder))[0]) == 1 and not any(map(_is_image, found[1])):
+    while len((found := peek(folder))[0]) == 1 and not any(map(is_image, found[1])):
         folder = next(iter(found[0].values()))
     return folder
 
@@ -50,8 +47,8 @@ def _class_tables(folder: Path, without: Collection[Path] = ()) -> tuple[list[Ta
 
 
 def read_images(root: Path, own: bool = True) -> Reading | str | None:
-    """Read the class folders or the table of labels in `root`; text says what images lie there instead. Unless `own`
-    classes will do, folders of others are not looked through: there may be a million images in them."""
+    """Read the class folders or the competition's files in `root`; text says what images lie there instead. Unless
+    `own` classes will do, folders of others are not looked through: there may be a million images in them."""
     named = layouts.split_folders(root)
     places = {split: _inner(path) for split, path in named.items()}
     inside = peek(next(iter(places.values()), root))[0]
@@ -60,7 +57,7 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
         return f"{root}, whose class folders are {some(sorted(inside), 10)}" if any_images else None
     found = {split: _class_tables(path) for split, path in places.items()}
     found = {split: tables for split, tables in found.items() if tables[0]}
-    if not found and (reading := _read_label_table(root, own)):
+    if not found and (reading := _read_competition(root)):
         return reading
     if not found:
         found = {layouts.split_of(root) or "train": _class_tables(root, named.values())}
@@ -72,55 +69,45 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
     return f"{flat}, whose images no folder, name or table gives a class ({step})" if flat else None
 
 
-def _read_label_table(root: Path, own: bool) -> Reading | None:
-    """Read the images that a table in `root` has labels for; None where there is no such table. Unless `own` classes
-    will do, the competition's alone."""
+def _read_competition(root: Path) -> Reading | None:
+    """Read the images for which a trainLabels.csv in `root` has labels; None where there is no such table."""
     folders, files = ({name.lower(): path for name, path in found.items()} for found in peek(root))
-    folder = next((folders[name] for name in ("train", "images") if name in folders), root)
+    table, folder = files.get("trainlabels.csv"), folders.get("train", root)
+    if not table:
+        return None
     images, others = _images_in(_inner(folder))
-    for table in [files[name] for name in layouts.LABEL_TABLES[: None if own else 1] if name in files]:
-        competition = table.name.lower() == layouts.LABEL_TABLES[0]
-        if not images and competition:
-            packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
-            step = "Put the images there"
-            if packed:  # nothing can be written where Kaggle puts them
-                step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
-                step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
-            raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
-        label_of = _read_labels(table, competition) if images else None
-        if label_of is None:
-            continue
-        if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
-            count = f"{len(unpaired):,} of the {max(len(images), len(label_of)):,} images"
-            names = some([f"{stem}.png" for stem in unpaired])
-            raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
-        labelled = Table(images, [label_of[path.stem] for path in images], str(table))
-        layout = "Kaggle competition" if competition else f"images with {table.name}"
-        return Reading(root, layout, {"train": [labelled]}, (), [name for name in others if name != table.name])
-    return None
+    if not images:
+        packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
+        step = "Put the images there"
+        if packed:  # nothing can be written where Kaggle puts them
+            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+            step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
+        raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
+    label_of = _read_labels(table)
+    if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
+        count = f"{len(unpaired):,} of the {max(len(images), len(label_of)):,} images"
+        names = some([f"{stem}.png" for stem in unpaired])
+        raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
+    labelled = Table(images, [label_of[path.stem] for path in images], str(table))
+    return Reading(
+        root, "Kaggle competition", {"train": [labelled]}, (), [name for name in others if name != table.name]
+    )
 
 
-def _read_labels(table: Path, competition: bool) -> dict[str, str] | None:
-    """{name of the image file without its ending: class}; None for a table of other things than the competition's."""
+def _read_labels(table: Path) -> dict[str, str]:
+    """{id: class} of a trainLabels.csv."""
     label_of: dict[str, str] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            separator = max(",;\t", key=first.count)
-            names = [name.strip().strip('"').lower() for name in first.split(separator)]
-            columns = [next((k for k in best if k in names), None) for best in (layouts.FILE_NAMES, layouts.LABELS)]
-            if not all(columns):
-                if not competition:
-                    return None
-                raise DataError(f"{table}: the first line is {first[:80]!r}, expected columns id and label.")
-            for number, row in enumerate(csv.DictReader(file, names, delimiter=separator), 2):
-                key, name = ((row[column] or "").strip() for column in columns)
-                key = PurePosixPath(key).stem if _is_image(key) else key
-                unknown = competition and layouts.cifar10_name(name) not in layouts.CLASSES
-                if not name or unknown or key in label_of or not key:
-                    problem = f"label {name!r} is no class, or id {key!r} is empty or there twice"
+            names = [name.strip().lower() for name in next(csv.reader(file), ())]
+            if not {"id", "label"} <= {*names}:
+                raise DataError(f"{table}: the first line is {some(names)}, expected columns id and label.")
+            for number, row in enumerate(csv.DictReader(file, names), 2):
+                key, label = ((row[column] or "").strip() for column in ("id", "label"))
+                if layouts.cifar10_name(label) not in layouts.CLASSES or key in label_of or not key:
+                    problem = f"label {label!r} is no class, or id {key!r} is empty or there twice"
                     raise DataError(f"{table}, line {number}: {problem}.")
-                label_of[key] = name
+                label_of[key] = label
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: is no readable CSV ({error}).") from error
     return label_of

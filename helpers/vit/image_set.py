@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.contrib.concurrent import thread_map
 
-from helpers.common.files import DataError, natural, some
+from helpers.common.files import DataError, free_memory, natural, some
+from helpers.common.images import open_image, to_upright_rgb
 from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
 PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")  # none runs programs
 MAX_CLASSES = 1000
 
 
@@ -169,22 +166,15 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
 def _identified(path: Path, recorded: Sequence[str], sizes: Mapping, notes: list[str]) -> tuple[Sequence[str], str]:
     """(classes, name) of CIFAR-10 or -100 if it is one, else the name of its folder."""
     classes = CLASSES if are_cifar10(recorded or CLASSES) else recorded
-    counts = [f"{size:,} of {SIZES[split]:,} {split} images" for split, size in sizes.items()]
-    fits = all(size <= SIZES[split] for split, size in sizes.items())
-    digits = [name.lstrip("0") or "0" for name in classes] == [*"0123456789"]
-    if digits and fits and "cifar" in str(path.resolve()).lower():  # elsewhere they may stand for any ten things
-        classes = CLASSES
-        notes.append("the classes 0 … 9 are taken for CIFAR-10's in its order, since the path has its name")
     hundred = len(classes) == 100 and {*classes} >= SOME_OF_CIFAR100
-    if fits and (classes == CLASSES or hundred):
+    counts = [f"{size:,} of {SIZES[split]:,} {split} images" for split, size in sizes.items()]
+    if (classes == CLASSES or hundred) and all(size <= SIZES[split] for split, size in sizes.items()):
         name = "CIFAR-100" if hundred else "CIFAR-10"
         notes += [f"part of {name}: {' and '.join(counts)}"] if any(sizes[k] < SIZES[k] for k in sizes) else []
         return classes, name
     if not recorded:
         raise DataError(f"{path}: {' and '.join(counts)} in CIFAR-10. Is it another data set?")
-    known = len({*map(cifar10_name, classes)} & {*CLASSES})
-    near = f"; CIFAR-10 has {known} of them{'' if fits else ', and fewer images'}" if known >= 5 else ""
-    notes.append(f"{len(classes)} classes: {some(classes, 10)}{near}")
+    notes.append(f"{len(classes)} classes: {some(classes, 10)}")
     return classes, path.resolve().name
 
 
@@ -199,46 +189,67 @@ def _hold_out_a_fifth(images: np.ndarray, labels: np.ndarray, classes: int) -> d
 def _pixels(
     tables: Mapping[str, Sequence[Table]], img_size: int, path: Path, notes: list[str]
 ) -> tuple[dict[str, np.ndarray], Counter[str]]:
-    """({split: uint8 [N, 3, S, S]}, how many files are of which kind); S is 32 if all images are 32x32, or img_size."""
-    every = [table.images for group in tables.values() for table in group]
+    """({split: uint8 [N, 3, S, S]}, how many files are of which kind). S is 32 where the first image of every folder or
+    file has 32x32 pixels, else `img_size`."""
+    every = [table.images for group in tables.values() for table in group if len(table.images)]
     if not any(isinstance(images, list) for images in every):
         arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
         return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
     # room for the images and a copy of them, which is made when some are held out
-    count, room = sum(map(len, every)), free_memory()
-    small = all(_decode(images[0], 32)[-1] == (32, 32) for images in every if len(images))
-    need = 6 * count * (32 if small else img_size) ** 2
+    count, room, first = sum(map(len, every)), free_memory(), np.empty((3, 32, 32), np.uint8)
+    side = 32 if all(_decode(images[0], first, [])[-1] == "32x32" for images in every) else img_size
+    need = 6 * count * side**2
     if need > room:
-        step = "" if small else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
+        step = "" if side == 32 else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
         what = f"{count:,} images of this size, and a copy of them, are {need / 1e9:,.1f} GB"
         raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free: give {step}fewer images.")
 
-    decoded = {split: _decode_all(group, split, img_size) for split, group in tables.items()}
-    kinds = Counter(kind for images in decoded.values() for _, kind, _ in images)
-    sizes = Counter("{}x{}".format(*size) for images in decoded.values() for *_, size in images)
-    side = 32 if {*sizes} == {"32x32"} else img_size
+    pixels, found, remarks = {}, [], []
+    for split, group in tables.items():
+        pixels[split] = np.empty((sum(len(table.images) for table in group), 3, side, side), np.uint8)
+        found += _decode_all(group, pixels[split], split, remarks)
+    kinds, sizes = map(Counter, zip(*found, strict=True))
     if others := [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]:
         how = f"{sum(sizes[size] for size in others):,} of {count:,} images were resized to {side}x{side}"
         notes.append(f"{how} by their shorter side, the middle kept; they had {some(others, 3)} pixels")
-    stacked = {split: np.empty((len(images), 3, side, side), np.uint8) for split, images in decoded.items()}
-    for split, images in decoded.items():
-        for row in reversed(stacked[split]):
-            image = images.pop()[0]  # not to have all of them twice
-            row[:] = (image if len(image) == side else _fitted(Image.fromarray(image), side)).transpose(2, 0, 1)
-    return stacked, kinds
+    notes += [f"{len(remarks):,} images have more than 8 bits, such as: {remarks[0]}"] if remarks else []
+    return pixels, kinds
 
 
-def _fitted(image: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+def _decode_all(group: Sequence[Table], rows: np.ndarray, split: str, remarks: list[str]) -> list[tuple[str, str]]:
+    """`_decode` the image files of tables into `rows`, in their order."""
+    sources = [source for table in group for source in table.images]
+    names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
+    decode = functools.partial(_decode, remarks=remarks)
+    results = thread_map(decode, sources, rows, max_workers=16, desc=f"reading {split}", unit="img")
+    problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+    if problems:
+        raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
+    return results
 
 
-def free_memory() -> float:
-    """Bytes of memory that can be had now; infinite where the system does not tell."""
-    with contextlib.suppress(OSError, TypeError):  # Linux; what it lends to its cache of files can be had
-        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
+def _decode(source: Path | bytes, row: np.ndarray, remarks: list[str]) -> tuple[str, str] | str:
+    """Decode an image into `row`, uint8 [3, S, S], and return (kind such as "PNG", size such as "48x64"), or what is
+    wrong with it."""
+    try:
+        if not isinstance(source, (Path, bytes)):
+            return f"is {type(source).__name__}, not the bytes of an image"
+        with open_image(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            size, kind, side = image.size, "JPEG" if image.format == "MPO" else image.format, len(row[0])
+            if size != (side, side):
+                image.draft("RGB", (2 * side, 2 * side))  # a large JPEG need not be decoded in full
+            pixels = to_upright_rgb(image, remarks)
+        row[:] = (pixels if size == (side, side) else fitted(Image.fromarray(pixels), side)).transpose(2, 0, 1)
+        return kind, "{}x{}".format(*size)
+    except UnidentifiedImageError:
+        return "is no readable image (PNG, JPEG, …)"
+    except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
+        return str(error) or type(error).__name__
+
+
+def fitted(image: Image.Image, side: int) -> np.ndarray:
+    """uint8 [side, side, 3]: the shorter side resized, and the middle cut out."""
+    return np.array(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
 
 def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
@@ -256,48 +267,5 @@ def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
         factor = 255 if high <= 1 and (values % 1).any() else 1
         values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
         notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
-    if shape == (3072,):
-        # where a pixel's three values stand together, an image row has 96, after which a row resembles itself
-        few = values[:1000].astype(np.int16)
-        if np.abs(few[:, 96:] - few[:, :-96]).mean() < 0.8 * np.abs(few[:, 32:] - few[:, :-32]).mean():
-            notes.append("rows of 3072 pixels are taken to be red, green, blue by turns, by their smoothness")
-            return values.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+    # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
     return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
-
-
-@functools.cache
-def image_endings() -> dict[str, str]:
-    """{".png": "PNG"} and so on of the kinds of image file that are read, of those which Pillow knows here."""
-    return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-
-def _decode_all(group: Sequence[Table], split: str, img_size: int) -> list[tuple[np.ndarray, str, tuple[int, int]]]:
-    """`_decode` of tables of image files, in their order."""
-    sources = [source for table in group for source in table.images]
-    names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
-    decode = functools.partial(_decode, img_size=img_size)
-    results = thread_map(decode, sources, max_workers=16, desc=f"reading {split}", unit="img")
-    problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
-    if problems:
-        raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
-    return results
-
-
-def _decode(source: Path | bytes, img_size: int) -> tuple[np.ndarray, str, tuple[int, int]] | str:
-    """(uint8 [S, S, 3], kind such as "PNG", size in the file) or what is wrong; S is 32 as in the file, or img_size."""
-    try:
-        data = source.read_bytes() if isinstance(source, Path) else source
-        if not isinstance(data, bytes):
-            return f"is {type(data).__name__}, not the bytes of an image"
-        with Image.open(io.BytesIO(data), formats=tuple({*image_endings().values()})) as image:
-            size, kind = image.size, "JPEG" if image.format == "MPO" else image.format
-            if image.mode[0] in "IF":
-                return f"has mode {image.mode}, more than 8 bits a pixel"
-            if size != (32, 32):
-                image.draft("RGB", (2 * img_size, 2 * img_size))  # a large JPEG need not be decoded in full
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(pixels) if size == (32, 32) else _fitted(pixels, img_size), kind, size
-    except UnidentifiedImageError:
-        return "is no readable image (PNG, JPEG, …)"
-    except Exception as error:  # Pillow's decoders raise many kinds (OSError, SyntaxError, struct.error, …)
-        return str(error) or type(error).__name__

@@ -13,8 +13,8 @@ LAYOUTS = {  # what lies there, as errors and README.md say it
     "with images of any size and common kind; also `train/0_frog.png`",
     "official files": "`data_batch_1` … `data_batch_5` and `test_batch`, or CIFAR-100's `train` and `test`: in "
     "`cifar-10-batches-py/` and the like; pickled, `.bin` or `.mat`",
-    "label table": "`trainLabels.csv` (or labels.csv, train.csv) and `train/<id>.png`, as in the Kaggle competition",
-    "arrays": "`.npz` or `.npy` with `x_train`, `y_train`, `x_test`, `y_test` (or train_images, trainX, arr_0, …)",
+    "competition": "`trainLabels.csv` and `train/<id>.png` of the Kaggle competition",
+    "arrays": "`.npz` or `.npy` with `x_train`, `y_train`, `x_test`, `y_test` (or train_images, trainX, …)",
     "tables": "`train*.parquet` and `test*.parquet`, or `.arrow`: the Hugging Face hub's, its cache, `save_to_disk`",
     "archive": "`.tar.gz`, `.tgz`, `.tar`, `.zip`, … of any of these, such as cifar-10-python.tar.gz",
 }
@@ -29,8 +29,6 @@ BESIDE_SPLIT = ("", "set", "images", "data", "seg")  # what else a split's folde
 IMAGES = ("img", "image", "images", "x", "data", "pixels", "pixel_values", "features")
 LABELS = ("fine_label", "fine_labels", "label", "labels", "y", "target", "targets", "class", "coarse_label")
 CLASS_NAMES = ("fine_label_names", "label_names", "class_names", "classes")
-FILE_NAMES = ("id", "image", "file", "filename", "file_name", "image_id", "name", "path")
-LABEL_TABLES = ("trainlabels.csv", "train_labels.csv", "labels.csv", "train.csv")  # the first is the competition's
 
 # the official files, by data set and split, with their endings
 BATCHES = {

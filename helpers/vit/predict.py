@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import glob
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers.common.device import Compute, pick_compute
-from helpers.common.files import dispensable_path, load_plain, natural, peek, reason, some
+from helpers.common.files import dispensable_path, load_plain, peek
+from helpers.common.images import ImageError, find_images, read_image
 from helpers.vit import evaluate
+from helpers.vit.image_set import fitted
 
-KINDS = "png jpg jpeg jpe jfif webp gif bmp tif tiff ppm pgm jp2 avif heic heif"
 BATCH = 256
 SHOWN = 20  # pictures of which every answer is printed and drawn
 TABLES = ("trainlabels.csv", "samplesubmission.csv")  # what the competition's folder has beside test/
@@ -38,50 +36,25 @@ class Answer(NamedTuple):
     probabilities: Tensor
 
 
-def find_pictures(source: str | Path) -> list[Path]:
-    """The pictures that a file, a folder or a pattern (`*`, `?`, `[…]`, `**` for any depth) means, in natural order.
-    Raises `ValueError` where there are none."""
-    path = Path(os.path.expanduser(source))  # noqa: PTH111
-    if path.is_file():
-        return [path]
-    pattern = f"{glob.escape(str(path))}/*" if path.is_dir() else str(path)
-    names = sorted(glob.glob(pattern, recursive=True), key=natural)  # noqa: PTH207 (it skips hidden files)
-    found = [Path(name) for name in names if Path(name).suffix[1:].lower() in KINDS.split()]
-    if not found:
-        raise ValueError(
-            f"pictures={str(source)!r}: no picture there (looked for from {Path.cwd()}; found "
-            f"{some(names) or 'nothing'}): give a file, a folder or a pattern such as photos/*.jpg"
-        )
-    return found
-
-
 def read_picture(path: Path, size: int) -> Tensor:
-    """Read a picture of any size and mode as uint8 RGB [3, size, size]: upright, transparent parts white, its shorter
-    side resized to `size` and the middle cut out. One of 32 x 32 pixels stays so: the model's input enlarges it as it
-    did the training images. Raises what Pillow raises."""
-    with Image.open(path) as image:
-        image.load()
-        with contextlib.suppress(Exception):  # damaged EXIF data: the picture is taken as it is stored
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode[0] in "IF":  # more than 8 bits, which Pillow's convert() would clip
-            image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB")
-    if image.size != (32, 32):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """Read a picture of any kind as uint8 RGB [3, size, size], as the training images were read: its shorter side
+    resized to `size` and the middle cut out; one of 32 x 32 pixels stays so, which the model's input enlarges. Raises
+    `ImageError`."""
+    pixels = read_image(path)
+    if pixels.shape[:2] != (32, 32):
+        pixels = fitted(Image.fromarray(pixels), size)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def classify(
     source: str | Path, model: nn.Module, prepare: Callable[[Tensor], Tensor], compute: Compute, size: int
 ) -> Iterator[Answer]:
-    """Yield an `Answer` for each picture of `source`, see `find_pictures`; those that cannot be read are skipped with a
+    """Yield an `Answer` for each picture of `source`, see `find_images`; those that cannot be read are skipped with a
     warning, and `ValueError` is raised where none can. `prepare` maps uint8 [B, 3, H, W] to the model's input."""
-    paths, count = find_pictures(source), 0
+    paths, count = find_images(source), 0
     for group, images, broken in _batches(paths, size, "classifying"):
-        for path, problem in broken:
-            print(f"warning: {path} is skipped: {problem}")
+        for _, problem in broken:
+            print(f"warning: skipped: {problem}")
         if group:
             count += len(group)
             yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
@@ -188,8 +161,8 @@ def _batches(
     def attempt(path: Path) -> Any:
         try:
             return path, read_picture(path, size)
-        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more for a damaged file
-            return path, reason(error)
+        except ImageError as error:
+            return path, str(error)
 
     bar = tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH)
     with ThreadPoolExecutor(16) as pool, bar:
@@ -201,17 +174,3 @@ def _batches(
                 group_paths, images = zip(*group, strict=True)
                 yield [*group_paths], torch.stack(images), []
             bar.update(len(results))
-
-
-def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Numbers of 16 bits by their high byte; others scaled from the first of 0 … 1 (floats), 0 … 255, 0 … 65535 that
-    holds them all, else from their minimum to their maximum."""
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = 0.0, values.max(initial=0)
-    if mode.startswith("I;16"):
-        high = 65535
-    elif values.min(initial=0) >= 0 and high <= 65535:
-        high = next(end for end in ((1, 255, 65535) if mode == "F" else (255, 65535)) if high <= end)
-    else:
-        low = values.min()
-    return (255 * (values - low) / ((high - low) or 1)).clip(0, 255).round().astype(np.uint8)

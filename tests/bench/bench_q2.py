@@ -46,10 +46,10 @@ from bench_common import (
 from drawing import shape_mask
 from helpers.common.boxes import mask_box
 from helpers.common.device import Compute, pick_compute
+from helpers.common.images import read_image
 from helpers.segment import clipseg, grounding_dino, sam2_image, video
 from helpers.segment.batches import default_batch_size
 from helpers.segment.detections import Detection
-from helpers.segment.images import read_image
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
 from helpers.segment.outputs import write_detections

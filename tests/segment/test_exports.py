@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from helpers.common.boxes import mask_box
+from helpers.common.images import read_image
 from helpers.segment.detections import Detection, mask_iou
 from helpers.segment.exports import FORMATS, export_image, finish_folder, mask_polygon, parse_formats
-from helpers.segment.images import find_images, output_names, read_image
+from helpers.segment.images import find_images, output_names
 from helpers.segment.outputs import write_detections
 
 PHRASES = ["red circle", "cat", "кот 7: «b_c»"]

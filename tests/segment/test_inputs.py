@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.common.images import ImageError, read_image
 from helpers.segment import exports, inputs, outputs
 from helpers.segment.detections import Detection
-from helpers.segment.images import ImageError, output_names, read_image
+from helpers.segment.images import output_names
 from helpers.segment.inputs import find_examples, find_inputs
 from helpers.segment.sequences import PictureSequence
 from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter

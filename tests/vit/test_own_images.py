@@ -21,7 +21,6 @@ from helpers.vit import image_set
 from helpers.vit.data import DataError, load_images
 from helpers.vit.layouts import CLASSES, LAYOUTS
 from test_data import (
-    NAMES,
     TEST_X,
     TEST_Y,
     TRAIN_X,
@@ -93,9 +92,9 @@ def test_images_keep_their_proportions_and_their_orientation(tmp_path):
 def test_32x32_images_stay_as_they_are(tmp_path):
     write_folders(tmp_path)
     assert load_images(tmp_path, False, img_size=64).train_images.shape[-1] == 32
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "test" / "cat" / "9.png")
-    found = notes_of(tmp_path, "149 of 150 images were resized to 64x64", img_size=64)
-    assert found.name == "CIFAR-10" and found.test_images.shape[-1] == found.train_images.shape[-1] == 64
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "test" / "cat" / "999.png")
+    found = notes_of(tmp_path, "1 of 151 images were resized to 32x32", img_size=64)
+    assert found.name == "CIFAR-10" and found.test_images.shape[-1] == found.train_images.shape[-1] == 32
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".gif", ".webp", ".tiff", ".jfif", ".JPEG", ".ppm"])
@@ -258,17 +257,6 @@ def test_both_files_of_the_packed_competition_are_named(tmp_path):
     expect(tmp_path / "unpacked", "copy trainLabels.csv beside")
 
 
-def test_other_tables_of_labels(tmp_path):
-    (tmp_path / "images").mkdir()
-    lines = ["Filename;Class"]
-    for i in range(20):
-        (tmp_path / "images" / f"photo {i}.png").write_bytes(png(TRAIN_X[i]))
-        lines.append(f"images/photo {i}.png;{'Löwe' if i % 2 else 'Bär'}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
-    found = notes_of(tmp_path, "4 of 20")
-    assert found.classes == ("Bär", "Löwe") and found.train_labels.bincount().tolist() == [8, 8]
-
-
 def test_more_than_fits_into_memory_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets")
     np.savez_compressed(tmp_path / "x.npz", x_train=np.zeros((3000, 32, 32, 3), np.uint8), y_train=np.arange(3000) % 10)
@@ -301,10 +289,8 @@ def test_archives_cannot_write_elsewhere_nor_be_larger_than_they_may(tmp_path, m
     pack(("../../outside.png", b"x"), ("/outside.png", b"x"))
     assert len(load_images(archive, False).train_labels) == 120
     assert not list(tmp_path.glob("outside*")) and not Path("/outside.png").exists()
-    batch = python3_pickle(TEST_X, TEST_Y)
-    for name in ("other/data_batch_1", "cifar-10-batches-py/batches.meta"):
-        pack((name, batch))
-        expect(archive, f"{name} is in it twice")
+    pack(("other/data_batch_1", python3_pickle(TEST_X, TEST_Y)))  # a second one elsewhere does not replace the first
+    assert len(load_images(archive, False).train_labels) == 120
     pack(("large/data_batch_9", bytes(300_000_000)))
     expect(archive, "data_batch_9 has 300 MB")
     monkeypatch.setattr("helpers.vit.archives.free_memory", lambda: 100_000)
@@ -327,25 +313,11 @@ def test_a_missing_reader_is_named(tmp_path, monkeypatch):
     expect(tmp_path, "scipy", "pip install")
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_rows_of_pixels_are_told_apart_by_their_smoothness(tmp_path, channels_last):
-    yy, xx = np.mgrid[:32, :32]
-    shift = np.arange(200)[:, None, None, None]
-    smooth = (4 * yy + 2 * xx)[None, ..., None] + shift % 7 + np.array([0, 40, 20])
-    smooth = smooth.astype(np.uint8)
-    flat = smooth.reshape(200, -1) if channels_last else rows(smooth)
-    write_arrays(tmp_path / "d", x_train=flat, y_train=np.arange(200) % 10)
-    found = load_images(tmp_path, False)
-    assert found.test_images.permute(0, 2, 3, 1).numpy().tobytes()[:3072] in {image.tobytes() for image in smooth}
-    assert any("by turns" in note for note in found.notes) == channels_last
-
-
-@pytest.mark.parametrize(("folder", "classes"), [("digits", tuple("0123456789")), ("My CIFAR", tuple(NAMES))])
-def test_numbers_for_names_may_be_of_anything(tmp_path, folder, classes):
+def test_numbers_for_names_may_be_of_anything(tmp_path):
     for i in range(40):
-        (tmp_path / folder / str(i % 10)).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / str(i % 10) / f"{i}.png").write_bytes(png(TRAIN_X[i]))
-    assert load_images(tmp_path / folder, False).classes == classes
+        (tmp_path / "digits" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "digits" / str(i % 10) / f"{i}.png").write_bytes(png(TRAIN_X[i]))
+    assert load_images(tmp_path / "digits", False).classes == tuple("0123456789")
 
 
 def test_the_readme_has_the_layouts_that_the_code_has():
