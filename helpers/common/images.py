@@ -26,6 +26,7 @@ KINDS = (
 _KINDS = frozenset(KINDS.split())
 # Of these Pillow would read the thumbnail.
 RAW = "3fr arw cr2 cr3 dng erf iiq kdc mef mrw nef nrw orf pef raf raw rw2 rwl srw x3f"
+_RAW = frozenset(RAW.split())
 MAX_PIXELS = 250_000_000  # 750 MB as RGB; what claims to be larger is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, a third of this, would refuse stitched and scanned images
 
@@ -87,7 +88,7 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
     """`Image.open` that knows what installed plugins read, and refuses what is too large, videos, a camera's raw files,
     and PostScript, for which Pillow would start another program."""
     path = file if isinstance(file, Path) else None
-    if path and path.suffix[1:].lower() in RAW.split() and path.is_file():
+    if path and path.suffix[1:].lower() in _RAW and path.is_file():
         raise ImageError(f"{path} is a camera's raw file, which is not developed here: save it as JPEG or TIFF first.")
     try:
         image = Image.open(file)
