@@ -1,44 +1,8 @@
-"""Load a notebook's definitions without running it."""
+"""A notebook's definitions, for tests and benches; the project's own folder is put on their path."""
 
-from __future__ import annotations
-
-import ast
-import json
 import sys
-import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
-def code_cells(name: str) -> list[dict]:
-    """The code cells of a notebook of this project, as nbformat stores them, with `source` as one string."""
-    cells = json.loads((ROOT / name).read_text())["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
-
-
-def _is_constant(node: ast.stmt) -> bool:
-    if not (isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id.isupper() for t in node.targets)):
-        return False
-    try:
-        ast.literal_eval(node.value)
-    except ValueError:
-        return False
-    return True
-
-
-def load(name: str) -> types.ModuleType:
-    """Execute the imports, functions, classes and UPPER_CASE literal constants of a notebook; return them as a module.
-
-    Everything else (loading, training, drawing) is left out, so this takes as long as the imports do.
-    """
-    module = types.ModuleType(Path(name).stem)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    for cell in code_cells(name):
-        tree = ast.parse(cell["source"], f"{name}[{cell['id']}]")
-        tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS) or _is_constant(node)]
-        exec(compile(tree, f"{name}[{cell['id']}]", "exec"), module.__dict__)
-    return module
+from helpers.common.notebooks import ROOT, code_cells, load  # noqa: F401
