@@ -102,7 +102,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     used = cfg.train_size or total - cfg.val_size
     print(f"{used:,} images to train on, {cfg.val_size:,} held out, {to_test}")
     in_epoch = used // cfg.batch_size
-    if not cfg.checkpoint and in_epoch * cfg.epochs < FEW_STEPS:
+    if not getattr(cfg, "checkpoint", None) and in_epoch * cfg.epochs < FEW_STEPS:
         few = f"{in_epoch * cfg.epochs:,.0f} steps of {cfg.batch_size} images are few to learn from"
         print(f"{few}: epochs={math.ceil(FEW_STEPS / in_epoch)} would make {FEW_STEPS}")
 

@@ -180,7 +180,7 @@ def test_q2_asks_for_a_prompt_where_a_file_of_ones_own_is_given(tmp_path):
 
 
 def test_q2_leaves_out_the_widgets_where_nobody_can_use_them(run):
-    assert "nobody is watching" in nbrun.printed(run)
+    assert "a person who runs this notebook" in nbrun.printed(run)
 
 
 def test_q2_on_a_folder_of_ones_own_with_a_bad_file_and_a_prompt_that_finds_nothing(tmp_path):
