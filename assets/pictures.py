@@ -4,7 +4,7 @@
     python tests/bench/gpu.py --part figures --out outputs/gpu
     python assets/pictures.py outputs/q1 outputs/q2 outputs/gpu
 
-Writes q1.jpg (the figure of attention), q2.jpg (the first image and what was found in it) and q2.gif (the overlay of
+Writes q1.jpg (the figure of attention), q2.jpg (the first image and what was found in it) and q2.webp (the overlay of
 the video) into assets/. The first two, and section 7's figures of what was measured, go into the notebooks, as data
 within their Markdown: unlike attachments, these are shown by Colab, too.
 """
@@ -74,7 +74,7 @@ def main(q1: Path, q2: Path, gpu: Path) -> None:
     put_into(ROOT / "q1.ipynb", "cell-00", [draw_attention(q1)])
     put_into(ROOT / "q1.ipynb", "cell-measured", [gpu / "recipe.png", gpu / "gpu_run.png"])
     put_into(ROOT / "q2.ipynb", "cell-00", [draw_segmented(q2)])
-    (ROOT / "assets" / "q2.gif").write_bytes(animation(q2 / "video_overlay.mp4").data)
+    (ROOT / "assets" / "q2.webp").write_bytes(animation(q2 / "video_overlay.mp4").data)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +36,28 @@ def player(path: Path | str) -> Any:
     return Video(data=shown.read_bytes(), mimetype="video/mp4", embed=True, html_attributes="controls loop muted")
 
 
-def animation(path: Path | str, width: int = 400) -> Any:
-    """An animated picture (GIF) of the video, which is shown where a player is not: in notebooks that are not trusted
-    yet, and on web pages. As many frames, spread over its length, as `ANIMATION_BYTES` hold."""
-    from IPython.display import Image as Picture
+@dataclass(frozen=True)
+class AnimatedPicture:
+    """An animated WebP as a notebook's output; IPython's own `Image` takes that format in its later versions only."""
 
-    video, count = VideoReader(path), 60
+    data: bytes
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"image/webp": base64.b64encode(self.data).decode()}
+
+
+def animation(path: Path | str, width: int = 400) -> AnimatedPicture:
+    """An animated picture of the video, which is shown where a player is not: in notebooks that are not trusted yet,
+    and on web pages. As many frames, spread over its length, as `ANIMATION_BYTES` hold."""
+    video, count = VideoReader(path), 72
     while True:
         buffer, frames = io.BytesIO(), [Image.fromarray(frame.image) for frame in spread_frames(path, count)]
         for frame in frames:
             frame.thumbnail((width, width))
         ms = round(1000 * len(video) / video.fps / len(frames))
-        first, *others = (frame.quantize(128, dither=Image.Dither.NONE) for frame in frames)
-        first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, ms), loop=0)
+        frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=ms, loop=0, quality=60)
         if buffer.tell() <= ANIMATION_BYTES or count < 4:
-            return Picture(data=buffer.getvalue(), format="gif")
+            return AnimatedPicture(buffer.getvalue())
         count = int(0.9 * count * ANIMATION_BYTES / buffer.tell())
 
 

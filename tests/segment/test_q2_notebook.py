@@ -151,7 +151,7 @@ def test_q2_tracks_the_clip(run):
     _, _, clip = draw_example_clip(run / "again", 0)
     assert np.mean([score_object(item, masks_by_id(record["frames"])).j for item in clip.objects]) > 0.7
     executed = (run / "executed.ipynb").read_text()
-    assert "image/gif" in executed  # a player would be blank until the notebook is trusted
+    assert "image/webp" in executed  # a player would be blank until the notebook is trusted
 
 
 def test_q2_stops_a_video_in_time_and_keeps_what_is_done(tmp_path):
