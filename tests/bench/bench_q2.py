@@ -84,8 +84,9 @@ def write_full_size(folder: Path) -> None:
 
     torch.manual_seed(0)
     dino = folder / "groundingdino"
-    GroundingDinoForObjectDetection(GroundingDinoConfig()).save_pretrained(dino)
-    tokenizer = BertTokenizerFast.from_pretrained(TINY / "groundingdino")
+    tokenizer, config = BertTokenizerFast.from_pretrained(TINY / "groundingdino"), GroundingDinoConfig()
+    config.text_config.vocab_size = len(tokenizer)  # which loading compares
+    GroundingDinoForObjectDetection(config).save_pretrained(dino)
     GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer).save_pretrained(dino)
     CLIPSegForImageSegmentation(CLIPSegConfig()).save_pretrained(folder / "clipseg")
     processor = CLIPSegProcessor.from_pretrained(TINY / "clipseg")
