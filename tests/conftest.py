@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import nbload
+from albums import album  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="session")

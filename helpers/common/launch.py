@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.common.notebooks import ROOT
 
 
 def launch_notebook(name: str, settings: Mapping[str, Any], out: Path) -> None:

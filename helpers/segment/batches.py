@@ -87,26 +87,32 @@ def read_rows(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
     """Yield (row, image) for rows of a summary in order, images uint8 RGB [H, W, 3]; other threads read some of them
     before they are asked for. A row whose image cannot be read gets the reason as `skipped`. That is printed, and so is
     what else `read_image` has to tell."""
+    for row, image, notes in _ahead(_read_row, rows):
+        for note in notes:
+            tqdm.write(note)
+        if image is not None:
+            yield row, image
 
-    def read(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, list[str]]:
-        notes: list[str] = []
-        try:
-            return row, read_image(row["image"], notes), notes
-        except ImageError as error:
-            row["skipped"] = str(error)
-            return row, None, [f"skipped: {error}"]
 
-    waiting: deque[Future] = deque()
+def _read_row(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, list[str]]:
+    notes: list[str] = []
+    try:
+        return row, read_image(row["image"], notes), notes
+    except ImageError as error:
+        row["skipped"] = str(error)
+        return row, None, [f"skipped: {error}"]
+
+
+def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield `function(item)` for each item in order; other threads call it for `MOST_CALLS` of them ahead."""
+    calls: deque[Future] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
-        for row in chain(rows, [None] * MOST_CALLS):
-            if len(waiting) == MOST_CALLS or (row is None and waiting):
-                done, image, notes = waiting.popleft().result()
-                for note in notes:
-                    tqdm.write(note)
-                if image is not None:
-                    yield done, image
-            if row is not None:
-                waiting.append(pool.submit(read, row))
+        for item in items:
+            if len(calls) == MOST_CALLS:
+                yield calls.popleft().result()
+            calls.append(pool.submit(function, item))
+        while calls:
+            yield calls.popleft().result()
 
 
 class Writer:

@@ -24,6 +24,7 @@ from helpers.segment.pretrained import fill, load_checkpoint
 
 # (width, number of blocks) of the image encoder: (letter in the package's configuration files, name)
 SIZES = {(96, 12): ("t", "tiny"), (96, 16): ("s", "small"), (112, 24): ("b+", "base+"), (144, 48): ("l", "large")}
+PATCH_EMBED = "image_encoder.trunk.patch_embed.proj.weight"
 EXPECTED = (
     "Expected: a SAM 2 or SAM 2.1 checkpoint as Meta released it (such as sam2.1_hiera_small.pt), or a folder with "
     "config.yaml and model.safetensors"
@@ -60,7 +61,7 @@ def _read_checkpoint(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor], st
     from sam2.build_sam import build_sam2_video_predictor
 
     state = load_checkpoint(path, EXPECTED)
-    width = len(state.get("image_encoder.trunk.patch_embed.proj.weight", ()))
+    width = len(state.get(PATCH_EMBED, ()))
     blocks = len({key.split(".")[3] for key in state if key.startswith("image_encoder.trunk.blocks.")})
     if (width, blocks) not in SIZES:
         raise ValueError(f"{path} is another model's: {blocks} blocks of image_encoder, width {width}. {EXPECTED}.")

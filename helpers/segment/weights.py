@@ -18,6 +18,7 @@ from safetensors import safe_open
 from helpers.common.environment import KAGGLE_INPUT, where
 from helpers.common.files import peek, reason, some
 from helpers.common.hub import HubError, cached, fetch
+from helpers.segment import grounding_dino, sam2_image
 from helpers.segment.pretrained import load_checkpoint, model_type, tensor_files
 
 TINY = Path(__file__).resolve().parents[2] / "assets" / "tiny"
@@ -94,14 +95,12 @@ PARTS = {
         "dino_weights",
         DINO_IDS,
         r"groundingdino_swin\w+\.pth",
-        "backbone.0.patch_embed.proj.weight",
+        grounding_dino.PATCH_EMBED,
         ("grounding-dino", "mm-grounding-dino"),
         hint=f" (MM-Grounding-DINO and LLMDet converted for transformers, as {MM_DINO_IDS[0]} or {MM_DINO_IDS[3]}; "
         "mmdetection's own .pth files are not read)",
     ),
-    "sam2": Part(
-        "SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt", "image_encoder.trunk.patch_embed.proj.weight"
-    ),
+    "sam2": Part("SAM 2", "sam2_weights", SAM2_IDS, r"sam2(\.1)?_hiera_\w+\.pt", sam2_image.PATCH_EMBED),
     "clipseg": Part("CLIPSeg", "clipseg_weights", ("CIDAS/clipseg-rd64-refined",), model_types=("clipseg",)),
     "bert": Part("BERT's vocabulary", "bert_path", BERT_IDS, model_types=("bert",), main="vocab.txt"),
 }

@@ -92,17 +92,17 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
-    cfg.batch_size = min(cfg.batch_size, (cfg.train_size or total - cfg.val_size) // 2 * 2)
+    used = cfg.train_size or total - cfg.val_size
+    cfg.batch_size = min(cfg.batch_size, used // 2 * 2)
     distributed.check_batch_size(cfg.batch_size)
     cfg.processes = distributed.size()
     # a resumed run must have the same
-    counts = f"{cfg.train_size or total - cfg.val_size} + {cfg.val_size} of {len(dataset.classes)} classes"
+    counts = f"{used} + {cfg.val_size} of {len(dataset.classes)} classes"
     cfg.images = f"{dataset.name}: {counts}, checksum {fingerprint(dataset)}"
     distributed.check_same(cfg.images, "images")
-    used = cfg.train_size or total - cfg.val_size
     print(f"{used:,} images to train on, {cfg.val_size:,} held out, {to_test}")
     in_epoch = used // cfg.batch_size
-    if not getattr(cfg, "checkpoint", None) and in_epoch * cfg.epochs < FEW_STEPS:
+    if not cfg.checkpoint and in_epoch * cfg.epochs < FEW_STEPS:
         few = f"{in_epoch * cfg.epochs:,.0f} steps of {cfg.batch_size} images are few to learn from"
         print(f"{few}: epochs={math.ceil(FEW_STEPS / in_epoch)} would make {FEW_STEPS}")
 

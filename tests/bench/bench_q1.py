@@ -43,7 +43,7 @@ from helpers.common.device import Compute, pick_compute
 from helpers.vit import checkpoint as ckpt
 from helpers.vit import engine, evaluate
 from helpers.vit.clock import Clock
-from helpers.vit.config import fit_to_images, make_config
+from helpers.vit.config import OTHER_SETTINGS, fit_to_images, make_config
 from helpers.vit.data import Split, hold_out, load_images
 
 Q1 = "q1.ipynb"
@@ -291,6 +291,7 @@ def accuracy(args: argparse.Namespace) -> list[dict]:
     q1, compute, rows = nbload.load(Q1), pick_compute(), []
     found = load_images(args.data_root, download=False)
     given = {"max_minutes": args.minutes, "compile": False, "val_size": args.val_size, "data_root": args.data_root}
+    given = dict.fromkeys(OTHER_SETTINGS) | given
     if args.accuracy_model:
         width, depth, patch = args.accuracy_model
         given |= {"embed_dim": width, "depth": depth, "patch_size": patch, "num_heads": max(1, width // 64)}
@@ -336,7 +337,7 @@ def hardness(args: argparse.Namespace) -> list[dict]:
     q1, compute, rows = nbload.load(Q1), pick_compute(cpu_bf16=True), []
     best = ckpt.load_checkpoint(args.weights, "model", "config", "mean", "std")
     found = load_images(args.data_root, download=False)
-    cfg = SimpleNamespace(**best["config"])
+    cfg = SimpleNamespace(**dict.fromkeys(OTHER_SETTINGS) | best["config"])
     fit_to_images(cfg, found)
     model, scale = q1.ViT(cfg, len(found.classes)).to(compute.device), (best["mean"], best["std"])
     model.load_state_dict(best["model"])

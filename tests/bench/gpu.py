@@ -142,7 +142,7 @@ def with_beta2(make_optimizer: Callable, beta2: float, *given: Any) -> torch.opt
 
 
 def new_run(q1: ModuleType, settings: dict[str, Any], found: ImageSet, compute: Compute) -> Any:
-    settings = {"seed": 0, "max_minutes": 0, "preset": "t4"} | settings
+    settings = dict.fromkeys(config.OTHER_SETTINGS) | {"seed": 0, "max_minutes": 0, "preset": "t4"} | settings
     cfg = config.make_config(q1.RECIPE, q1.PRESETS, settings.pop("preset"), settings, 0)
     config.fit_to_images(cfg, found)
     train, val = hold_out(found, cfg.val_size, cfg.train_size, cfg.seed, compute.device)

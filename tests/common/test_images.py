@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from albums import names
 from helpers.common.images import KINDS, ImageError, find_images, read_image
 
 UNCOMPRESSED = (cv2.IMWRITE_TIFF_COMPRESSION, 1)  # the default of some versions of OpenCV is lossy for floats
@@ -407,28 +408,6 @@ def test_what_cannot_be_opened(tmp_path, monkeypatch, name, message):
 
 
 # --- Which images --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def album(tmp_path):
-    for name in (
-        "10.png",
-        "2.JPG",
-        "b.webp",
-        ".hidden.png",
-        "notes.txt",
-        "deep/1.tiff",
-        "deep/er/3.Jpeg",
-        "deep/a.csv",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    return tmp_path
-
-
-def names(paths, root):
-    return [path.relative_to(root).as_posix() for path in paths]
 
 
 def test_files_folders_and_patterns(album):

@@ -8,32 +8,10 @@ import pytest
 from PIL import Image
 
 import nbload
+from albums import names
 from helpers.common.images import ImageError
 from helpers.segment import images
 from helpers.segment.images import find_images, output_names, read_first
-
-
-@pytest.fixture
-def album(tmp_path):
-    for name in (
-        "10.png",
-        "2.JPG",
-        "b.webp",
-        ".hidden.png",
-        "notes.txt",
-        "deep/1.tiff",
-        "deep/er/3.Jpeg",
-        "deep/a.csv",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    return tmp_path
-
-
-def names(paths, root):
-    return [path.relative_to(root).as_posix() for path in paths]
-
 
 # --- What an earlier run wrote -------------------------------------------------------------------------------------
 
