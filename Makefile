@@ -13,6 +13,8 @@ PROMPT ?=
 MODELS ?= $(if $(IMAGE)$(VIDEO),full)
 
 BIN := .venv/bin
+# as helpers/__init__.py says, for tests and benches, too
+export GOMP_SPINCOUNT ?= 1000
 # Nothing is fetched unless DATA=auto asks for it; DATA=path names images of the user's own.
 Q1 = -r out_dir "$(OUT)/q1" -r preset "$(PRESET)" $(if $(DATA),-r data_root "$(DATA)") $(if $(filter auto,$(DATA)),,-p download False)
 Q2 = -r OUT_DIR "$(OUT)/q2" -r models "$(or $(MODELS),auto)" $(if $(filter auto full,$(MODELS)),,-p download False) \

@@ -50,3 +50,9 @@ shapes    the drawn world of both
   classes        the ten classes that stand in where no CIFAR-10 is found
   scenes, clips  several objects with their masks; the same in motion
 """
+
+import os
+
+# Threads that wait for each other spin for a moment only, then sleep (libgomp, before torch loads it). By default they
+# spin so long that beside other work a video takes several times as long (assets/measured/bench_q2_threads.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_q1_beside_what_people_use(tmp_path, images):
 @pytest.mark.slow
 def test_q2_beside_what_people_use(tmp_path, monkeypatch):
     # here, since a process of its own takes half a minute to import what is imported already
-    monkeypatch.setattr(bench_q2, "in_its_own_process", lambda _, job: bench_q2.JOBS[job.pop("part")](**job))
+    monkeypatch.setattr(bench_q2, "in_its_own_process", lambda _, job, **_env: bench_q2.JOBS[job.pop("part")](**job))
     tiny = ["--sizes", "tiny", "--image-sizes", "160x120", "--phrases", "2"]
     rows = run(bench_q2, "stages", tmp_path, *tiny)
     assert len(rows) == 2 and all(float(row["sam2_encode"]) > 0 and int(row["peak MiB"]) > 50 for row in rows)
@@ -125,6 +126,9 @@ def test_q2_beside_what_people_use(tmp_path, monkeypatch):
     assert list(rows[0])[:7] == RATES and [row["equal, %"] for row in rows] == ["100.0", "100.0"]
     rows = run(bench_q2, "length", tmp_path, *tiny, "--lengths", "3")
     assert [row["objects"] for row in rows] == ["2"]
+    monkeypatch.setattr(bench_q2, "WAITING", {"one way": {}})
+    rows = run(bench_q2, "threads", tmp_path, *tiny, "--frames", "1")
+    assert [row["beside"] for row in rows] == ["0 busy processes", f"{os.cpu_count()} busy processes"]
 
 
 @pytest.mark.slow

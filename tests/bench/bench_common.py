@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -68,11 +69,24 @@ def precisions(names: Sequence[str]) -> list[Compute]:
     return [pick_compute(name) for name in names] if torch.cuda.is_available() else [pick_compute("fp32")]
 
 
-def in_its_own_process(script: str, job: dict) -> dict:
-    """What `script --job JSON` prints last, a JSON object, when it runs in a fresh process."""
+def in_its_own_process(script: str, job: dict, **variables: str) -> dict:
+    """What `script --job JSON` prints last, a JSON object, when it runs in a fresh process with these variables of the
+    environment besides."""
     command = [sys.executable, script, "--job", json.dumps(job)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | variables)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keep as many cores busy with other work, meanwhile."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def peak_memory() -> dict[str, int]:

@@ -1,6 +1,6 @@
 """q2.ipynb's own pipelines: seconds by stage, memory, and beside what people would use instead.
 
-    python tests/bench/bench_q2.py [--parts stages phrases folder tracking length] [--sizes tiny full] [--out DIR]
+    python tests/bench/bench_q2.py [--parts stages phrases folder tracking length threads] [--sizes tiny full] [--out D]
 
 stages    seconds of each stage for an image, and peak memory, by the image's size and the number of phrases
 phrases   images/s for several phrases: one GroundingDINO pass and one SAM 2 encoding for all of them, as the notebook
@@ -10,6 +10,8 @@ folder    images/s for a folder of JPEGs in two shapes, from the files to the fi
 tracking  frames/s and peak memory: segment/sam2_video.py on frames as they are decoded, against the sam2 package's own
           `init_state` and `propagate_in_video` on a folder of JPEG files
 length    frames/s and peak memory of the video pipeline by the length of a clip: 1080p, two objects
+threads   frames/s of the video pipeline on the drawn example, tiny models, on idle cores and on cores that others keep
+          busy, by how torch's threads wait for each other
 
 Full size means GroundingDINO Swin-T, SAM 2.1 small and CLIPSeg rd64 with random weights: as fast as trained ones, and
 nothing has to be fetched. So that every run has the same work, the surest boxes are kept whatever their scores, and in
@@ -19,7 +21,9 @@ a video the objects' true boxes. Memory is that of a process for each row.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -35,6 +39,7 @@ from PIL import Image
 from bench_common import (
     ROOT,
     Contender,
+    busy,
     in_its_own_process,
     nbload,
     peak_memory,
@@ -50,10 +55,13 @@ from helpers.common.images import read_image
 from helpers.segment import clipseg, grounding_dino, sam2_image, video
 from helpers.segment.batches import default_batch_size
 from helpers.segment.detections import Detection
+from helpers.segment.examples import draw_example_clip
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
 from helpers.segment.outputs import write_detections
+from helpers.segment.prompts import parse_phrases
 from helpers.segment.sam2_video import VideoTracker
+from helpers.segment.tracks import Tracks
 from helpers.segment.video import Silent, VideoReader, VideoWriter
 from helpers.shapes.clips import make_clip
 from helpers.shapes.scenes import make_scene
@@ -362,10 +370,48 @@ def length(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
     return rows
 
 
+# ---- how threads wait ----
+
+WAITING = {  # by the variables of torch's OpenMP
+    "spin 1,000 times, then sleep (helpers/)": {"GOMP_SPINCOUNT": "1000"},
+    "spin 300,000 times (OpenMP's default)": {"GOMP_SPINCOUNT": "300000"},
+    "sleep at once": {"GOMP_SPINCOUNT": "0"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+
+
+def threads_once(frames: int) -> dict:
+    """Follow what is in the first frames of the drawn example, in this process."""
+    q2, compute = nbload.load(Q2), pick_compute("fp32")
+    networks, settings = load_models(q2, TINY, compute), Settings()
+    with tempfile.TemporaryDirectory() as place:
+        path, prompt, _ = draw_example_clip(Path(place), 0)
+        clip = VideoReader(path)
+        tracks = Tracks(networks.sam2, clip, settings.max_objects, looks_again=False)
+        walk = q2.track_frames(tracks, networks, clip, parse_phrases(prompt), settings)
+        began = time.perf_counter()
+        done = sum(1 for _ in itertools.islice(walk, frames))
+    return {"frames/s": done / (time.perf_counter() - began)}
+
+
+def threads(args: argparse.Namespace, folders: dict[str, Path]) -> list[dict]:
+    rates = {(beside, way): [] for beside in (0, os.cpu_count()) for way in WAITING}
+    for _ in range(args.repeats):  # in turns
+        for (beside, way), own in rates.items():
+            with busy(beside):
+                job = {"part": "threads", "frames": args.frames}
+                own.append(in_its_own_process(__file__, job, **WAITING[way])["frames/s"])
+    return [
+        {"threads": way, "beside": f"{beside} busy processes", "unit": "frames/s", **spread(own)}
+        for (beside, way), own in rates.items()
+    ]
+
+
 # ---- command line ----
 
 PARTS = {"stages": stages, "phrases": phrases, "folder": folder, "tracking": tracking, "length": length}
-JOBS = {"stages": stages_once, "tracking": tracking_once, "length": length_once}
+PARTS |= {"threads": threads}
+JOBS = {"stages": stages_once, "tracking": tracking_once, "length": length_once, "threads": threads_once}
 
 
 def repeats(args: argparse.Namespace, models: str) -> int:
@@ -387,7 +433,7 @@ def main(given: list[str]) -> None:
     parser.add_argument("--full-images", type=int, default=64, help="for the models of full size (folder)")
     parser.add_argument("--batch-size", type=int, help="default: as the notebook chooses (folder)")
     parser.add_argument("--video-size", type=pair, default=(320, 240), metavar="WxH", help="(tracking)")
-    parser.add_argument("--frames", type=int, default=60, help="(tracking)")
+    parser.add_argument("--frames", type=int, default=60, help="(tracking, threads)")
     parser.add_argument("--full-frames", type=int, default=8, help="(tracking)")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3], help="full size: the first number (tracking)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 2000], help="in frames (length)")

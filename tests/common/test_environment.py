@@ -1,6 +1,7 @@
 """Kaggle, Colab and local told apart; helpers found wherever they may lie; only what is missing is installed."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.common import environment
+from nbload import ROOT
 
 PLACES = ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE", "COLAB_RELEASE_TAG", "COLAB_GPU")
 
@@ -196,3 +198,14 @@ print("clean")
     root = Path(environment.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "clean\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is torch's on Linux")
+def test_threads_that_wait_spin_for_a_moment_only():
+    given = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | {
+        "OMP_DISPLAY_ENV": "VERBOSE"
+    }
+    for own, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        command = [sys.executable, "-c", "import helpers, torch"]  # the notebooks import helpers first, too
+        done = subprocess.run(command, env=given | own, cwd=ROOT, text=True, capture_output=True, check=True)
+        assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
