@@ -115,6 +115,20 @@ def track_table(frames: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) or "nothing was followed"
 
 
+def doubtful_frame(frames: Sequence[dict[str, Any]]) -> int | None:
+    """Return the index of the frame on which two objects share most of the smaller one's pixels, at least half: there
+    one of them has often taken a part of the other. None where no two do; frames: those of `tracks.json`."""
+    most, index = 0.5, None
+    for frame in frames:
+        masks = [found["mask"] for found in frame["objects"]]
+        if len(masks) > 1:
+            shared = coco_mask.iou(masks, masks, [True] * len(masks))  # of the first mask's pixels, by pair
+            np.fill_diagonal(shared, 0)
+            if shared.max() > most:
+                most, index = shared.max(), frame["index"]
+    return index
+
+
 def write_tracks(
     path: Path, clip: VideoReader, prompt: str, models: dict[str, str], complete: bool, frames: Sequence[dict[str, Any]]
 ) -> None:

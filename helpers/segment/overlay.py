@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import cv2
@@ -57,10 +57,13 @@ def draw_boxes(image: np.ndarray, detections: Sequence[Detection]) -> np.ndarray
     return canvas
 
 
-def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Draw a frame's objects as `tracks.json` has them over it, uint8 RGB `[H, W, 3]`, in the colours of their ids."""
-    masks = [coco_mask.decode(o["mask"]).astype(bool) for o in objects]
-    drawn = [Detection(o["label"], o["score"], o["box"], "", mask) for o, mask in zip(objects, masks, strict=True)]
+def draw_tracked(image: np.ndarray, objects: Sequence[dict[str, Any]], unsure: Collection[int] = ()) -> np.ndarray:
+    """Draw a frame's objects as `tracks.json` has them over it, uint8 RGB `[H, W, 3]`, in the colours of their ids;
+    those whose ids are in `unsure` as what CLIPSeg found."""
+    drawn = []
+    for o in objects:
+        source, mask = "clipseg" if o["id"] in unsure else "groundingdino", coco_mask.decode(o["mask"]).astype(bool)
+        drawn.append(Detection(o["label"], o["score"], o["box"], source, mask))
     return draw_instances(image, drawn, [o["id"] for o in objects])
 
 

@@ -61,8 +61,11 @@ def animation(path: Path | str, width: int = 400) -> AnimatedPicture:
         count = int(0.9 * count * ANIMATION_BYTES / buffer.tell())
 
 
-def spread_frames(path: Path | str, count: int) -> list[Frame]:
-    """Up to `count` frames of a video, spread evenly over its length, the first and the last among them."""
+def spread_frames(path: Path | str, count: int, also: int | None = None) -> list[Frame]:
+    """Up to `count` frames of a video, spread evenly over its length, the first and the last among them; the one with
+    index `also` in place of the nearest of these."""
     video = VideoReader(path)
-    wanted = set(np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int).tolist())
+    wanted = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
+    if also is not None:
+        wanted[np.abs(wanted - also).argmin()] = also
     return [frame for frame in video if frame.index in wanted]

@@ -47,8 +47,8 @@ class Track:
     """An object over time: its id and label; its mask on the current frame, empty where it is out of sight; and the
     number under which SAM 2 follows it, another one each time it starts afresh, None while it is lost.
 
-    From when it was last detected: the detector's score, the frame, its colour (RGB, the median over the mask), its
-    area in pixels, and whether it lay inside another detection, as a part of it.
+    From when it was last detected: the detection's score and source, the frame, its colour (RGB, the median over the
+    mask), its area in pixels, and whether it lay inside another detection, as a part of it.
     """
 
     id: int
@@ -56,6 +56,7 @@ class Track:
     mask: np.ndarray
     sam_id: int | None = None
     score: float = 0.0
+    source: str = ""
     last_detected: int = -1
     colour: np.ndarray | None = None
     area: int = 0
@@ -125,6 +126,10 @@ class Tracks:
         while len(self._held) > self._most_held:
             yield self._release()
 
+    def unsure(self) -> set[int]:
+        """The ids of what CLIPSeg alone has found so far."""
+        return {track.id for track in self.tracks if track.source == "clipseg"}
+
     def rest(self) -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
         """Yield the frames that still wait: at the end, or after an interruption."""
         while self._held:
@@ -160,7 +165,7 @@ class Tracks:
                 self.tracks.append(track)
             if mask_iou(track.mask, detection.mask) < RESTART:
                 restarts.append(self._restart(track, detection))
-            track.score, track.last_detected = detection.score, self._frame.index
+            track.score, track.source, track.last_detected = detection.score, detection.source, self._frame.index
             track.colour, track.area = main_colour(self._frame.image, detection.mask), detection.mask.sum()
             track.is_part = inside[k].any()
         return restarts

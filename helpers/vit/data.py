@@ -225,7 +225,7 @@ def _synthetic() -> ImageSet:
     # test images far from the training seed, so that no other run's training set is this run's test set
     train, test = tensors(*make_shapes(6000, seed=0)), tensors(*make_shapes(2000, seed=1_000_003))
     notes = ("not CIFAR-10: drawn shapes, 32x32, as an offline stand-in",)
-    source = "drawn by helpers/shapes/classes.py, seed 0"
+    source = "drawn by helpers/shapes/classes.py"
     return ImageSet(*train, *test, tuple(SHAPES), "ten shapes (synthetic)", source, notes)
 
 

@@ -14,6 +14,7 @@ from helpers.segment.detections import Detection
 from helpers.segment.figures import area_curves
 from helpers.segment.outputs import (
     decode_mask,
+    doubtful_frame,
     encode_mask,
     track_entry,
     write_detections,
@@ -218,3 +219,16 @@ def test_areas_over_time_are_shares_of_the_image():
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert lines == {"1 cat": [100, 0, 0], "2 red dog": [50, 0, 100]} and list(lines) == ["1 cat", "2 red dog"]
     assert area_curves([]).axes[0].lines[:] == []
+
+
+def test_the_frame_to_doubt_is_where_two_masks_share_most():
+    def row(index, *starts):  # objects of 10 pixels each that begin at these columns
+        masks = np.zeros((len(starts), 4, 60), bool)
+        for mask, start in zip(masks, starts, strict=True):
+            mask[1, start : start + 10] = True
+        entries = [track_entry(number, "cat", 0.9, mask) for number, mask in enumerate(masks, 1)]
+        return {"index": index, "time": index / 25, "objects": entries}
+
+    apart = [row(0), row(1, 0), row(2, 0, 30), row(3, 0, 6)]  # the last two share 4 of 10 pixels
+    assert doubtful_frame(apart) is None
+    assert doubtful_frame([*apart, row(4, 0, 30, 34), row(5, 0, 30, 31), row(6, 0, 4)]) == 5

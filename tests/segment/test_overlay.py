@@ -145,6 +145,8 @@ def test_a_tracked_object_keeps_its_colour():
     found = Detection("cat", 0.9, mask_box(masks[1]), "groundingdino", masks[1])
     assert (draw_instances(image, [found])[masks[1]] != alone[masks[1]]).any()
     assert (draw_tracked(image, []) == image).all()
+    by_clipseg = Detection("cat", 0.9, mask_box(masks[0]), "clipseg", masks[0])
+    assert (draw_tracked(image, entries[:1], unsure={3}) == draw_instances(image, [by_clipseg], ids=[3])).all()
     with pytest.raises(ValueError, match="argument"):
         draw_instances(image, [found, found], ids=[3])
 

@@ -1,5 +1,6 @@
 """Ids over time, with a tracker that shows what a test tells it to; and how masks overlap."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,16 @@ def two():
 
 
 # --- Which detection is which track ---
+
+
+def test_what_clipseg_found_is_unsure_until_it_is_detected():
+    tracks = new_tracks()
+    tracks.go(frame(0, ("red", LEFT), ("blue", RIGHT)))
+    tracks.look([replace(seen("cat", *box), source="clipseg") for box in (LEFT, RIGHT)])
+    assert tracks.unsure() == {1, 2}
+    tracks.go(frame(6, ("red", LEFT), ("blue", RIGHT)))
+    tracks.look([seen("cat", *RIGHT)])
+    assert tracks.unsure() == {1} and tracks.ids == [1, 2]
 
 
 def test_what_overlaps_an_object_in_sight_is_that_object(two):

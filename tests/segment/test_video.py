@@ -284,6 +284,7 @@ def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_pa
     assert len(shown.data) <= size // 20 and "controls" in shown._repr_html_()
     check_playable(tmp_path / "a_preview.mp4")
     assert [frame.index for frame in spread_frames(path, 4)] == [0, 20, 39, 59]
+    assert [frame.index for frame in spread_frames(path, 4, also=41)] == [0, 20, 41, 59]
 
 
 def test_an_animated_picture_stands_for_a_video_and_is_bounded(tmp_path, monkeypatch):
