@@ -18,6 +18,8 @@ from helpers.segment.inputs import Settings
 from helpers.segment.overlay import draw_instances
 from helpers.segment.video import VideoReader
 
+TINY = "the tiny models know six drawn shapes in eight colours, and nothing else; models='full' is for photos"
+
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """COCO's run-length encoding of a bool mask `[H, W]`: {`size`: [H, W], `counts`: text}, ready for JSON."""
@@ -93,7 +95,7 @@ def table(detections: Sequence[Detection], seconds: dict[str, float]) -> str:
 def advice(kind: str, settings: Settings) -> str:
     """Return what to do where nothing is found; kind: of the models, "full" or "tiny"."""
     if kind == "tiny":
-        return "the tiny models know six drawn shapes in eight colours, and nothing else; models='full' is for photos"
+        return TINY
     return (
         f"lower box_threshold ({settings.box_threshold}) or clipseg_thr ({settings.clipseg_thr}), or use plainer words"
     )

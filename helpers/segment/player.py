@@ -16,6 +16,7 @@ from PIL import Image
 from helpers.segment.video import Frame, Silent, VideoReader, VideoWriter
 
 PLAYER_BYTES = 6 * 2**20  # of a video within a notebook
+SHOWN = 640  # pixels, the width of a player
 ANIMATION_BYTES = 600_000  # of an animated picture, before which its frames get fewer
 
 
@@ -33,7 +34,9 @@ def player(path: Path | str) -> Any:
             for frame in itertools.islice(video, length):
                 writer.write(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA), frame.index)
         length = max(1, int(0.9 * length * PLAYER_BYTES / shown.stat().st_size))
-    return Video(data=shown.read_bytes(), mimetype="video/mp4", embed=True, html_attributes="controls loop muted")
+    width = min(SHOWN, SHOWN * 3 // 4 * video.width // video.height)  # an upright film is no taller than a screen
+    options = {"embed": True, "html_attributes": "controls loop muted", "width": width}
+    return Video(data=shown.read_bytes(), mimetype="video/mp4", **options)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from helpers.segment.detections import Detection
 from helpers.segment.images import safe_name
 from helpers.segment.inputs import Settings
 from helpers.segment.models import Models
-from helpers.segment.outputs import advice, table, write_detections
+from helpers.segment.outputs import TINY, advice, table, write_detections
 from helpers.segment.overlay import draw_instances
 
 THRESHOLDS = ("box_threshold", "clipseg_thr", "nms_iou")
 WIDEST = 900  # pixels of the picture that is shown
+HIGHEST = "480px"  # so that what was found can be read below it
 
 
 def playground(
@@ -47,7 +48,9 @@ def playground(
     text = Text(prompt, description="prompt", continuous_update=False, layout=Layout(width="70%"))
     button, upload = Button(description="segment", button_style="primary"), FileUpload(accept="image/*")
     sliders = {name: FloatSlider(getattr(settings, name), description=name, **options) for name in THRESHOLDS}
-    picture, status, shown = Picture(format="png", layout=Layout(max_width="100%")), HTML(), [image]
+    place = Layout(width="auto", max_width="100%", max_height=HIGHEST, object_fit="contain")
+    picture, status, shown = Picture(format="png", layout=place), HTML(), [image]
+    hint = f"\n{TINY}" if models.kind == "tiny" else ""
 
     def show(detections: list[Detection], text_below: str) -> None:
         picture.value = _png(draw_instances(shown[0], detections))
@@ -57,8 +60,8 @@ def playground(
         button.disabled, button.description = True, "working …"
         try:
             detections, seconds = segment(shown[0], text.value, **{name: one.value for name, one in sliders.items()})
-            below = table(detections, seconds) if detections else f"nothing found: {advice(models.kind, settings)}"
-            show(detections, f"{below}\nwritten into {out}")
+            none = "nothing found" if hint else f"nothing found: {advice(models.kind, settings)}"
+            show(detections, f"{table(detections, seconds) if detections else none}\nwritten into {out}{hint}")
             write_detections(out, shown[0], detections, "from the playground", text.value, models.names(), seconds)
         except ValueError as error:  # an empty prompt, or one that is too long
             show([], str(error))
@@ -78,7 +81,7 @@ def playground(
         widget.observe(run, "value")
     button.on_click(run)
     upload.observe(take, "value")
-    show(found, "Enter starts it. Phrases are separated by full stops or commas.")
+    show(found, f"Enter starts it. Phrases are separated by full stops or commas.{hint}")
     return VBox([HBox([text, button, upload]), HBox(list(sliders.values())), picture, status])
 
 

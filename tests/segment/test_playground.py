@@ -22,9 +22,9 @@ MASK[5:20, 5:20] = True
 class Bench:
     """The playground of an image in which nothing was found yet; `asked` has what it asked for."""
 
-    def __init__(self, out):
+    def __init__(self, out, kind="full"):
         self.asked, self.busy, self.found = [], [], [Detection("cat", 0.9, (5, 5, 20, 20), "clipseg", MASK, 0.8)]
-        models = SimpleNamespace(kind="full", names=lambda: {"sam2": "SAM 2"})
+        models = SimpleNamespace(kind=kind, names=lambda: {"sam2": "SAM 2"})
         self.widget = playground(self.segment, models, IMAGE, [], "cat. red dog", Settings(), out)
         top, sliders, self.picture, self.status = self.widget.children
         self.text, self.button, self.upload = top.children
@@ -67,6 +67,16 @@ def test_nothing_found_and_a_prompt_that_is_refused_say_what_to_do(tmp_path):
     assert "nothing found: lower box_threshold (0.35)" in bench.status.value and (bench.shown() == IMAGE).all()
     bench.text.value = ""
     assert "&lt;name&gt; something" in bench.status.value and not bench.button.disabled
+
+
+def test_the_tiny_models_always_say_what_they_know(tmp_path):
+    bench, known = Bench(tmp_path, "tiny"), "know six drawn shapes"
+    assert known in bench.status.value
+    for found in (bench.found, []):
+        bench.found = found
+        bench.button.click()
+        assert bench.status.value.count(known) == 1
+    assert known not in Bench(tmp_path).status.value
 
 
 def test_an_uploaded_picture_is_segmented(tmp_path):

@@ -278,7 +278,7 @@ def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_pa
             noise = np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8)
             writer.write(noise, i)
     size = path.stat().st_size
-    assert player(path).data == path.read_bytes()
+    assert player(path).data == path.read_bytes() and player(path).width == 640
     monkeypatch.setattr("helpers.segment.player.PLAYER_BYTES", size // 20)
     shown = player(path)
     assert len(shown.data) <= size // 20 and "controls" in shown._repr_html_()
