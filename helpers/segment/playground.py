@@ -48,7 +48,7 @@ def playground(
     text = Text(prompt, description="prompt", continuous_update=False, layout=Layout(width="70%"))
     button, upload = Button(description="segment", button_style="primary"), FileUpload(accept="image/*")
     sliders = {name: FloatSlider(getattr(settings, name), description=name, **options) for name in THRESHOLDS}
-    place = Layout(width="auto", max_width="100%", max_height=HIGHEST, object_fit="contain")
+    place = Layout(width="auto", max_width="100%", max_height=HIGHEST, object_fit="contain", object_position="left")
     picture, status, shown = Picture(format="png", layout=place), HTML(), [image]
     hint = f"\n{TINY}" if models.kind == "tiny" else ""
 
