@@ -80,22 +80,16 @@ class DataError(ValueError):
     """A data set is missing or broken; the message names the file or value and the next step."""
 
 
-def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries."""
+def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries; nothing where it is absent or
+    may not be read."""
     folders, files = {}, {}
-    with os.scandir(folder) as entries:  # no stat for each of 50,000 files, which a network disk would take minutes for
+    # no stat for each of 50,000 files, which a network disk would take minutes for
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):
                 (folders if entry.is_dir() else files)[entry.name] = folder / entry.name
     return folders, files
-
-
-def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """`listing`, or nothing where `folder` is absent or may not be read."""
-    try:
-        return listing(folder)
-    except OSError:
-        return {}, {}
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -92,7 +92,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
-    used = cfg.train_size or total - cfg.val_size
+    used = min(cfg.train_size or total, total - cfg.val_size)
     cfg.batch_size = min(cfg.batch_size, used // 2 * 2)
     distributed.check_batch_size(cfg.batch_size)
     cfg.processes = distributed.size()

@@ -1,7 +1,5 @@
 """Images found wherever they lie, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
 
-from __future__ import annotations
-
 import os
 import re
 import zlib
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers.common.files import DataError, listing, natural, peek, some
+from helpers.common.files import DataError, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
 from helpers.vit import array_files, image_files, layouts
 from helpers.vit.archives import is_archive, outside, unpacked
@@ -24,7 +22,6 @@ HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("tr
 DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
-Found = Reading | DataError | OSError | None  # what is at a path: a reading, why it is none, or nothing yet: an archive
 
 
 def load_images(
@@ -45,10 +42,8 @@ def load_images(
     needed, and none returned unless some of them are the test set.
     """
     if data_root is not None and data_root != "auto":
-        if not str(data_root).strip():
-            raise DataError(f"data_root={data_root!r} is empty (an unset variable?): give a path, 'auto' or None.")
-        root = Path(data_root).expanduser()
-        if download and root.resolve() == DOWNLOADS.resolve() and not root.is_file():
+        root = Path(data_root)
+        if download and root.resolve() == DOWNLOADS.resolve():
             # what an interrupted download left counts as nothing
             whole = all((root / name).is_file() for name in HUB_FILES)
             if not whole and {*chain(*peek(root))} <= {"plain_text"}:
@@ -56,15 +51,14 @@ def load_images(
         return read_images(root, img_size, training)
 
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
-    tried, seen = set(), []  # roots may overlap: one warning for each copy is enough
+    seen, broken = [], []  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
-        for path, found in _readings(Path(root).expanduser(), seen, own=False):
-            if path not in tried:
-                tried.add(path)
-                try:
-                    return _finished(path, found, img_size, training, own=False)
-                except (DataError, OSError) as error:
-                    print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
+        for found in _sets(Path(root), seen, img_size, training, own=False):
+            if isinstance(found, ImageSet):
+                return found
+            if str(found) not in broken:
+                broken.append(str(found))
+                print(f"Warning: a copy of CIFAR-10 is skipped. {found}")
     not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
@@ -83,31 +77,11 @@ def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> 
     """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
     the culprit."""
     root, remarks = Path(root).expanduser(), []
-    readings = _readings(root, remarks)
-    path, found = next(readings, (None, None))
-    if path is None:
-        raise DataError(_nothing_found(root, remarks))
-    try:
-        return _finished(path, found, img_size, training)
-    except (DataError, OSError) as error:
-        other = next((other for other, found in readings if other != path and not isinstance(found, Exception)), None)
-        step = f"try another copy, data_root={str(other)!r}" if other else "download it again"
-        raise DataError(f"{error} Mend this copy, or {step}.") from error
-
-
-def _finished(path: Path, found: Found, img_size: int, training: bool, own: bool = True) -> ImageSet:
-    """The images of what was found at `path`."""
-    if isinstance(found, Exception):
-        raise found
-    if found:
-        return assemble(found, img_size, training)
-    with unpacked(path) as folder:
-        remarks: list[str] = []
-        inside = next(((place, found) for place, found in _readings(folder, remarks, own) if found), None)
-        if not inside:
-            raise DataError(_nothing_found(folder, remarks))
-        images = _finished(*inside, img_size, training)
-    return replace(images, source=outside(images.source, folder, path))
+    for found in _sets(root, remarks, img_size, training):
+        if isinstance(found, ImageSet):
+            return found
+        raise DataError(f"{found} Mend this copy, download it again, or give the path of another.") from found
+    raise DataError(_nothing_found(root, remarks))
 
 
 def download_cifar10(folder: Path | None = None) -> Path:
@@ -118,26 +92,47 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tuple[Path, Found]]:
-    """Yield (path, what is there) at or below `root`, nearest first. `remarks` collects near misses, and unless `own`
-    classes will do, what is not CIFAR-10."""
+def _sets(
+    root: Path, remarks: list[str], img_size: int, training: bool, own: bool = True
+) -> Iterator[ImageSet | Exception]:
+    """Yield the images at or below `root`, nearest first, or why they cannot be read. `remarks` collects near misses,
+    and unless `own` classes will do, what is not CIFAR-10."""
     taken: list[Path] = []
     for reader, path in _places(root):
         if any(folder in path.parents for folder in taken):
             continue  # the folders of a set's splits and classes are no sets of their own
         try:
-            found = reader(path, own) if reader else None
+            if reader:
+                found = reader(path, own)
+            elif own or _is_named_cifar10(path):
+                found = _read_archive(path, img_size, training, own)
+            else:
+                found = f"{path}, an archive"
+            if isinstance(found, Reading):
+                taken.append(path)
+                names = found.class_names()
+                if own or layouts.are_cifar10(names or layouts.CLASSES):
+                    found = assemble(found, img_size, training)
+                else:
+                    found = f"{path}, whose classes are {some(names, 10)}"
         except (DataError, OSError) as error:
             found = error
-        taken += [path] if reader is image_files.read_images and isinstance(found, (Reading, DataError)) else []
-        if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
-            found = f"{path}, whose classes are {some(found.class_names(), 10)}"
-        elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
-            found = f"{path}, an archive"
+            taken.append(path)
         if isinstance(found, str):
             remarks.append(found)
-        elif found or not reader:
-            yield path, found
+        elif found:
+            yield found
+
+
+def _read_archive(path: Path, img_size: int, training: bool, own: bool) -> ImageSet:
+    """The images in an archive."""
+    remarks: list[str] = []
+    with unpacked(path) as folder:
+        for found in _sets(folder, remarks, img_size, training, own):
+            if isinstance(found, Exception):
+                raise found
+            return replace(found, source=outside(found.source, folder, path))
+        raise DataError(_nothing_found(folder, remarks))
 
 
 def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
@@ -154,25 +149,23 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
         elif is_archive(root):
             yield None, root
         return
-    later = []  # archives of other names
+    archives = []
     for folder in _folders(root):
-        folders, files = peek(folder)
+        yield arrays, folder
+        files = peek(folder)[1]
         names = sorted(files, key=natural)
-        unpacked = [folders[name] for name in sorted(folders) if re.fullmatch(layouts.BATCH_FOLDER, name)]
-        # before an archive that lies beside them: faster to read
-        yield from ((arrays, place) for place in (folder, *unpacked) if layouts.batch_kind(peek(place)[1]))
-        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
-        for path in filter(is_archive, packed):
-            if re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
-                yield None, path
-            else:
-                later.append((None, path))
         yield from ((arrays, files[name]) for name in names if name.lower().endswith(".npz"))
-        # one file stands for all .npy, the folder for all tables
+        # one file stands for all .npy
         yield from ((arrays, files[name]) for name in [n for n in names if n.lower().endswith(".npy")][:1])
-        yield from [(arrays, folder)] if array_files.table_files(folder)[0] else []
         yield images, folder
-    yield from later
+        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
+        archives += filter(is_archive, packed)
+    # last, since what lies unpacked is faster to read
+    yield from ((None, path) for path in sorted(archives, key=lambda path: not _is_named_cifar10(path)))
+
+
+def _is_named_cifar10(path: Path) -> bool:
+    return bool(re.search(layouts.CIFAR10, path.name, re.IGNORECASE))
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -181,8 +174,12 @@ def _folders(root: Path) -> Iterator[Path]:
     for _ in range(DEPTH + 1):
         yield from level
         below = [peek(folder)[0] for folder in level]
-        below = [folders for folders in below if len(folders) <= MAX_BRANCHES]
-        level = [_only(folders[name]) for folders in below for name in sorted(folders, key=natural)]
+        level = [
+            _only(folders[name])
+            for folders in below
+            if len(folders) <= MAX_BRANCHES
+            for name in sorted(folders, key=natural)
+        ]
 
 
 def _only(folder: Path) -> Path:
@@ -196,14 +193,13 @@ def _only(folder: Path) -> Path:
 
 def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
     """The whole message for a `root` without images: what lies there, and what would be understood."""
-    try:
-        folders, files = listing(root)
-        names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
-        lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing'}"
-    except FileNotFoundError:
+    folders, files = peek(root)
+    names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
+    lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing that can be listed'}"
+    if root.is_file():
+        lies = "is a file of no known kind"
+    elif not root.exists():
         lies = f"does not exist (looked for from {Path.cwd()})"
-    except OSError as error:
-        lies = "is a file of no known kind" if root.is_file() else f"cannot be listed ({error.strerror})"
     looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
     known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
     return (
@@ -244,7 +240,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> Split:
+    def first(self, count: int) -> "Split":
         return Split(self.images[:count], self.labels[:count])
 
 
@@ -258,13 +254,7 @@ def hold_out(
     dataset: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
 ) -> tuple[Split, Split]:
     """Return (training, held out) on `device`: the training images shuffled by `seed`, `val_size` of them held out, and
-    `train_size` of the rest (`None`: all of it). Raises `ValueError` when there are not so many."""
-    total = len(dataset.train_labels)
-    if total and val_size + (train_size or 2) > total:  # with none, a checkpoint is tested
-        raise ValueError(
-            f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all; set "
-            f"train_size from 2 to {total - val_size:,}, or to None for all not held out"
-        )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    `train_size` of the rest (`None`, or more than there are: all of it)."""
+    order = torch.randperm(len(dataset.train_labels), generator=torch.Generator().manual_seed(seed))
     parts = order[val_size:][:train_size], order[:val_size]
     return tuple(Split(dataset.train_images[part].to(device), dataset.train_labels[part].to(device)) for part in parts)
