@@ -1,7 +1,5 @@
 """From a table of presets and a user's own settings to a configuration that holds together."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import os
@@ -65,19 +63,12 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
         print('warning: amp="fp16" takes many times as long on a CPU: amp=True chooses what this one can do')
     seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    weights = 4 * _parameters(cfg)  # bytes
-    check_writable(Path(cfg.out_dir), *((0, 0) if cfg.checkpoint else (weights, 4 * weights)))
+    check_writable(Path(cfg.out_dir))
     several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
     hardware = several if distributed.size() > 1 else str(compute)
     versions = environment.versions("torch", "torchvision", "timm", "numpy")
     print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
     return cfg, compute, Path(cfg.out_dir), f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
-
-
-def _parameters(cfg: SimpleNamespace) -> int:
-    """About how many parameters the model has."""
-    tokens = (cfg.img_size // (cfg.patch_stride or cfg.patch_size)) ** 2
-    return int(cfg.embed_dim * (cfg.depth * cfg.embed_dim * (4 + 2 * cfg.mlp_ratio) + 3 * cfg.patch_size**2 + tokens))
 
 
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:

@@ -490,7 +490,7 @@ def test_a_lone_last_checkpoint_still_ends_with_a_best_one(q1, tmp_path, capsys)
     run = make_run(q1, n=160)
     q1.train(run, tmp_path)
     (tmp_path / "best_vit_cifar10.pth").unlink()
-    run.best_accuracy = 100.0  # never to be beaten
+    run.best["val_accuracy"] = 100.0  # never to be beaten
     q1.train(run, tmp_path)
     assert "nothing is left to train" in capsys.readouterr().out
     best = q1.ckpt.load_checkpoint(tmp_path / "best_vit_cifar10.pth", "model", "config", "mean", "std", "weights")
