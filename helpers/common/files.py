@@ -70,7 +70,7 @@ def dispensable_path(path: Path | str) -> Iterator[Path]:
 
 def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
     """Write rows, by `dispensable_path`; a column for every key that is in any of them."""
-    with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
+    with dispensable_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()
         writer.writerows(rows)

@@ -207,11 +207,7 @@ def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: objec
     """Raise `ValueError` naming every setting in which `cfg` differs from the `stored` one of the run to resume."""
     now = vars(cfg)
     differing = [name for name in sorted(now.keys() & stored.keys() - MAY_CHANGE) if now[name] != stored[name]]
-    if differing == ["images"]:
-        raise ValueError(
-            f"{path} is of a run with other images, or in another order: {stored['images']} (now {now['images']}): "
-            f"give the data_root it began with ({stored.get('data_root')!r} there), or start anew with resume=False"
-        )
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
-        raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
+        give = f"give the same values, and the data_root it began with ({stored.get('data_root')!r} there)"
+        raise ValueError(f"{path} is of a run with {changes}: {give}, or start anew with resume=False")

@@ -150,7 +150,7 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
             yield None, root
         return
     archives = []
-    for folder in _folders(root):
+    for folder in folders_below(root):
         yield arrays, folder
         files = peek(folder)[1]
         names = sorted(files, key=natural)
@@ -168,7 +168,7 @@ def _is_named_cifar10(path: Path) -> bool:
     return bool(re.search(layouts.CIFAR10, path.name, re.IGNORECASE))
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def folders_below(root: Path) -> Iterator[Path]:
     """Yield `root` and the folders below it, level by level."""
     level = [root]
     for _ in range(DEPTH + 1):

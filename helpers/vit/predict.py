@@ -1,8 +1,5 @@
 """Trained weights put to use: pictures of any kind are classified, and Kaggle's unlabelled test images."""
 
-from __future__ import annotations
-
-import csv
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers.common.device import Compute, pick_compute
-from helpers.common.files import dispensable_path, load_plain, peek
+from helpers.common.files import load_plain, peek, write_csv
 from helpers.common.images import ImageError, find_images, read_image
-from helpers.vit import evaluate
+from helpers.vit import data, evaluate
 from helpers.vit.image_set import fitted
 
 BATCH = 256
@@ -69,14 +66,13 @@ def tell(answers: Iterator[Answer], classes: Sequence[str], table: Path) -> list
     for answer in answers:
         surest = answer.probabilities.topk(min(5, len(classes)))
         named = [(classes[k], 100 * p) for p, k in zip(*map(Tensor.tolist, surest), strict=True)]
-        rows.append((str(answer.path), named[0][0], f"{named[0][1]:.2f}"))
+        rows.append({"picture": answer.path, "label": named[0][0], "percent": f"{named[0][1]:.2f}"})
         if len(first) < SHOWN:
             first.append(answer)
             print(f"{answer.path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in named))
     if len(rows) > len(first):
         print(f"and {len(rows) - len(first):,} more: all are in {table}")
-    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("picture", "label", "percent"), *rows])
+    write_csv(rows, table)
     return first
 
 
@@ -102,27 +98,20 @@ def write_submission(
         if group:
             guesses = guess(images=images).mean(0).argmax(-1).tolist()
             label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
-    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "label"), *((number, label[number]) for number in ids)])
+    write_csv([{"id": number, "label": label[number]} for number in ids], table)
     print(f"{table}: the labels of {len(ids):,} images in {folder}")
     return True
 
 
 def find_competition(roots: Sequence[str | Path]) -> Path | None:
     """The folder of unlabelled test images, `<id>.png`, of Kaggle's competition, at most two folders below a root."""
-    level = [Path(os.path.expanduser(root)) for root in roots]  # noqa: PTH111
-    level = [root.parent if root.is_file() else root for root in level]
-    for _ in range(3):
-        below = []
-        for folder in level:
-            folders, files = peek(folder)
+    for root in map(Path, roots):
+        for folder in data.folders_below(root.parent if root.is_file() else root):
             test = folder / "test"
-            if any(name.lower() in TABLES for name in files) and test.is_dir():
+            if any(name.lower() in TABLES for name in peek(folder)[1]) and test.is_dir():
                 test = test / "test" if (test / "test").is_dir() else test  # as some tools unpack test.7z
                 if any(entry.name[:1].isdecimal() for entry in itertools.islice(os.scandir(test), 10)):
                     return test
-            below += [path for name, path in folders.items() if name.lower() not in ("train", "test")][:100]
-        level = below
     return None
 
 

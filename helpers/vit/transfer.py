@@ -1,7 +1,5 @@
 """Weights of a file put into a ViT: all of them to test it, or those that fit to begin a training from."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -19,15 +17,11 @@ WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel and torch.
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], path: object) -> None:
-    """Load `weights`, which have to be those of this model; raises `ValueError` with the first that is not."""
-    weights, expected = _unwrapped(weights), model.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in (*expected, *weights):
-        here, there = tuple(expected[name].shape) if name in expected else None, shapes.get(name)
-        if here != there:
-            there, here = there or "not there", here or "not known here"
-            raise ValueError(f"{path}: weights and config disagree: {name} is {there}, by the config {here}")
-    model.load_state_dict(weights)
+    """Load `weights`, which have to be those of this model; raises `ValueError` with those that are not."""
+    try:
+        model.load_state_dict(_unwrapped(weights))
+    except RuntimeError as error:  # its first line says that there are some, the next ones which
+        raise ValueError(f"{path}: weights and config disagree: {str(error).splitlines()[1].strip()}") from error
 
 
 @torch.no_grad()

@@ -186,5 +186,7 @@ def test_a_run_is_resumed_with_its_own_settings_only():
         check_resumable(SimpleNamespace(lr=1, depth=4, epochs=20, out_dir="b"), stored, "last.pth")
     stored = {"images": "CIFAR-10, checksum 1", "data_root": "batches"}
     now = SimpleNamespace(images="CIFAR-10, checksum 2", data_root="folders")
-    with pytest.raises(ValueError, match=r"other images, .*give the data_root it began with \('batches' there\)"):
+    with pytest.raises(
+        ValueError, match=r"images='CIFAR-10, checksum 1' \(now .* the data_root it began with \('batches' there\)"
+    ):
         check_resumable(now, stored, "last.pth")
