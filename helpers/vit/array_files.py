@@ -17,9 +17,9 @@ import numpy as np
 
 from helpers.common.files import DataError, natural, peek, some
 from helpers.vit import layouts
-from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table
+from helpers.vit.image_set import Reading, Table
 
-BATCH_LIMIT = 200_000_000  # bytes; the largest official file, CIFAR-100's, has 160 million
+PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
 
 
@@ -70,8 +70,6 @@ def _load(path: Path) -> dict[str, Any]:
         if ending == ".npy":  # those beside it as well
             files = [file for name, file in peek(path.parent)[1].items() if name.lower().endswith(".npy")]
             return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
-        if size > BATCH_LIMIT:
-            raise DataError(f"{path} has {size / 1e6:,.0f} MB, CIFAR's files have 31 to 160 MB.")
         if ending == ".mat":
             from scipy.io import loadmat
 
@@ -84,8 +82,6 @@ def _load(path: Path) -> dict[str, Any]:
             return {"data": rows[:, -3072:], "labels": rows[:, -3073]}
         # encoding="bytes": Python 2's str arrives as bytes, so that raw pixels and names both survive
         return {_text(key): value for key, value in _Unpickler(io.BytesIO(data), encoding="bytes").load().items()}
-    except DataError:
-        raise
     except ImportError as error:
         raise DataError(f"{path} is read by {error.name}, which is missing: pip install {error.name}.") from error
     except Exception as error:  # what damaged files raise is open-ended
@@ -129,12 +125,29 @@ def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
             continue  # names of classes
         if not images or not labels:
             return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-        pixels = columns[images]
-        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
-            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
-            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
+        pixels = columns[images] if isinstance(columns[images], list) else _pixels(columns[images])
+        if isinstance(pixels, str):
+            return f"{file}, whose {images} are {pixels}"
         tables[split or ""] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
     return tables or f"{file}, which holds no images, but {some([*columns], 8)}"
+
+
+def _pixels(values: object) -> np.ndarray | str:
+    """uint8 [N, 3, 32, 32] of numbers from 0 to 255, or from 0 to 1, in any of `PIXEL_SHAPES`, or why they are none."""
+    values = np.asarray(values)
+    if values.shape[1:] not in PIXEL_SHAPES or values.dtype.kind not in "iuf":
+        return f"{values.dtype} {[*values.shape]}, no 32x32 colour images"
+    low, high = (values.min(), values.max()) if values.size else (0, 255)
+    if not 0 <= low <= high <= 255:
+        return f"{values.dtype} from {low:g} to {high:g}, expected 0 to 255 (or to 1), not normalised"
+    if values.dtype.kind == "f":
+        factor = 255 if high <= 1 and (values % 1).any() else 1
+        values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
+    if values.size and values.max() <= 1:
+        return f"all {low}" if low == high else "all 0 or 1. Were they divided by 255 before?"
+    values = values.astype(np.uint8, copy=False)
+    # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
+    return values.transpose(0, 3, 1, 2) if values.shape[1:] == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
 
 
 def _table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:

@@ -1,7 +1,6 @@
 """Data sets kept as image files: in folders by class, with the class in their names, or as in the competition."""
 
 import csv
-import re
 import unicodedata
 from collections.abc import Collection
 from itertools import islice
@@ -75,11 +74,9 @@ def _read_competition(root: Path) -> Reading | None:
         return None
     images = _images_in(_inner(folder))
     if not images:
-        packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
-        step = "Put the images there"
-        if packed:  # nothing can be written where Kaggle puts them
-            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
-            step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
+        packed = files.get("train.7z", root / "train.7z")  # nothing can be written where Kaggle puts it
+        step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+        step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
         raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
     label_of = _read_labels(table)
     if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):

@@ -20,7 +20,6 @@ from helpers.common.files import DataError, free_memory, natural, some
 from helpers.common.images import open_image, to_upright_rgb
 from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
-PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
 MAX_CLASSES = 1000
 
@@ -28,7 +27,7 @@ MAX_CLASSES = 1000
 class Table(NamedTuple):
     """Images with their labels, as one file or folder has them."""
 
-    images: object  # an array of pixels, or a list of image files (Path, or their bytes)
+    images: object  # an array uint8 [N, 3, 32, 32], or a list of image files (Path, or their bytes)
     labels: object  # as many integers, or names of classes
     where: str  # for errors
 
@@ -45,9 +44,8 @@ class Reading(NamedTuple):
     def class_names(self) -> list[str]:
         """The classes of the training images: as recorded, or as the labels have them; empty for numbers."""
         tables = self.splits.get("train") or chain(*self.splits.values())
-        return [*self.classes] or sorted(
-            {x for table in tables for x in table.labels if isinstance(x, str)}, key=natural
-        )
+        names = {label for table in tables for label in table.labels if isinstance(label, str)}
+        return [*self.classes] or sorted(names, key=natural)
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,7 @@ def _pixels(
     file has 32x32 pixels, else `img_size`."""
     every = [table for group in tables.values() for table in group if len(table.images)]
     if not any(isinstance(table.images, list) for table in every):
-        arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
-        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
+        return {k: np.concatenate([table.images for table in group]) for k, group in tables.items()}, Counter()
     sources = [source for table in every for source in table.images]
     # room for the images and a copy of them, which is made when some are held out
     count, room, first = len(sources), free_memory(), np.empty((3, 32, 32), np.uint8)
@@ -232,22 +229,3 @@ def _decode(source: Path | bytes, row: np.ndarray, remarks: list[str]) -> tuple[
 def fitted(image: Image.Image, side: int) -> np.ndarray:
     """uint8 [side, side, 3]: the shorter side resized, and the middle cut out."""
     return np.array(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
-
-
-def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
-    """uint8 [N, 3, 32, 32] from an array of numbers from 0 to 255, or from 0 to 1, in any of `PIXEL_SHAPES`."""
-    values = table.images
-    numbers = values.dtype.kind in "iuf"
-    low, high = (values.min(), values.max()) if numbers and values.size else (0, 0)
-    if not numbers or not 0 <= low <= high <= 255:
-        got = f"{values.dtype}" + (f" from {low:g} to {high:g}" if numbers else "")
-        raise DataError(f"{table.where}: the images are {got}, expected 0 to 255 (or to 1), not normalised.")
-    if values.dtype.kind == "f":
-        factor = 255 if high <= 1 and (values % 1).any() else 1
-        values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
-        notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
-    if values.size and values.max() <= 1:
-        what = f"all pixels are {low}" if low == high else "pixels are 0 or 1. Were they divided by 255 before?"
-        raise DataError(f"{table.where}: {what}")
-    # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
-    return values.transpose(0, 3, 1, 2) if values.shape[1:] == (32, 32, 3) else values.reshape(-1, 3, 32, 32)

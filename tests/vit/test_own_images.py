@@ -292,13 +292,6 @@ def test_archives_cannot_write_elsewhere_nor_be_larger_than_they_may(tmp_path, m
     expect(tmp_path / "pets.zip", "holds no labelled images")
 
 
-def test_a_large_batch_is_not_read(tmp_path):
-    batches = write_batches(tmp_path) / "cifar-10-batches-py"
-    with (batches / "data_batch_2").open("wb") as file:
-        file.truncate(3 * 2**30)  # sparse
-    expect(tmp_path, "data_batch_2 has 3,221 MB")
-
-
 def test_a_missing_reader_is_named(tmp_path, monkeypatch):
     write_other_batches(tmp_path / "d", ".mat")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
