@@ -119,14 +119,13 @@ def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
     Raises `ValueError` for weights of other classes, that are not finite or not of this notebook's model, and
     `RuntimeError` where there are none of this run.
     """
-    if run and not run.best:
-        raise RuntimeError(f"run {run.id} has no weights yet: train to an epoch's end")
-    content = run.best if run else load_checkpoint(path, *BEST_KEYS)
+    if run:
+        if not run.best:
+            raise RuntimeError(f"run {run.id} has no weights yet: train to an epoch's end")
+        return run.best
+    content = load_checkpoint(path, *BEST_KEYS)
     if missing := [name for name in MEASURES if name not in content["config"]]:
         raise ValueError(f"{path} is not of this notebook's model: its config has no {', '.join(missing)}")
-    for name in ("mean", "std"):
-        if not isinstance(content[name], Tensor) or content[name].numel() != 3:
-            raise ValueError(f"{path}: {name} is {content[name]!r}, expected a tensor with a number for each channel")
     if list(content["classes"]) != list(dataset.classes):
         raise ValueError(
             f"{path} knows the classes {some(content['classes'], 10)}; the images in {dataset.source} show "
@@ -136,6 +135,6 @@ def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
     bad = [name for name, value in content["model"].items() if not all_finite([value])]
     if bad:
         raise ValueError(f"{path}: {len(bad)} of {len(content['model'])} weights are not finite ({bad[0]}): train anew")
-    if not run and dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
+    if dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
         print("warning: these test images were taken from the training images, which may have been trained on")
     return content

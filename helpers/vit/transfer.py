@@ -62,13 +62,10 @@ def begin_from(run: Any, path: Path | str) -> None:
 
 def resample_positions(positions: Tensor, tokens: int) -> Tensor:
     """Positions [1, n + G², D] for `tokens` = 1 + g², by antialiased bicubic interpolation of the grid, as timm's
-    `resample_abs_pos_embed`; as they are where they fit already, or neither is a square and [CLS]."""
-    grids = [math.isqrt(count - 1) for count in (positions.shape[1], tokens)]
-    if positions.shape[1] == tokens or any(
-        grid**2 + 1 != count for grid, count in zip(grids, (positions.shape[1], tokens), strict=True)
-    ):
+    `resample_abs_pos_embed`; as they are where they fit already, or are no square and [CLS]."""
+    before, after = (math.isqrt(count - 1) for count in (positions.shape[1], tokens))
+    if before == after or before**2 + 1 != positions.shape[1]:
         return positions
-    before, after = grids
     cls, grid = positions[:, :1], positions[:, 1:].float().unflatten(1, (before, before)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, (after, after), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([cls, grid.flatten(2).mT.to(cls)], dim=1)
