@@ -13,14 +13,7 @@ from helpers.common import distributed, environment
 from helpers.common.device import Compute
 from helpers.common.files import atomic_path, write_csv
 from helpers.vit import run_folder, transfer
-from helpers.vit.best_weights import (
-    all_finite,
-    best_beside,
-    load_checkpoint,
-    save_best,
-    try_save,
-    write_best,
-)
+from helpers.vit.best_weights import all_finite, best_beside, load_checkpoint, save_best, try_save, write_best
 from helpers.vit.clock import log_line
 from helpers.vit.config import check_resumable
 from helpers.vit.image_set import ImageSet

@@ -24,6 +24,26 @@ DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
 
 
+class NothingFoundError(DataError):
+    """There are no images at `root`; the message says what lies there, and what would be understood."""
+
+    def __init__(self, root: Path, remarks: Sequence[str]):
+        self.remarks = remarks  # near misses
+        folders, files = peek(root)
+        names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
+        lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing that can be listed'}"
+        if root.is_file():
+            lies = "is a file of no known kind"
+        elif not root.exists():
+            lies = f"does not exist (looked for from {Path.cwd()})"
+        looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
+        known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
+        super().__init__(
+            f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
+            'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'
+        )
+
+
 def load_images(
     data_root: str | Path | None = None,
     download: bool = True,
@@ -53,12 +73,14 @@ def load_images(
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
     seen, broken = [], []  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
-        for found in _sets(Path(root), seen, img_size, training, own=False):
-            if isinstance(found, ImageSet):
-                return found
-            if str(found) not in broken:
-                broken.append(str(found))
-                print(f"Warning: a copy of CIFAR-10 is skipped. {found}")
+        try:
+            return _find(Path(root), img_size, training, own=False)
+        except NothingFoundError as error:
+            seen += error.remarks
+        except (DataError, OSError) as error:
+            if str(error) not in broken:
+                broken.append(str(error))
+                print(f"Warning: a copy of CIFAR-10 is skipped. {error}")
     not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
@@ -76,12 +98,12 @@ def load_images(
 def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> ImageSet:
     """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
     the culprit."""
-    root, remarks = Path(root).expanduser(), []
-    for found in _sets(root, remarks, img_size, training):
-        if isinstance(found, ImageSet):
-            return found
-        raise DataError(f"{found} Mend this copy, download it again, or give the path of another.") from found
-    raise DataError(_nothing_found(root, remarks))
+    try:
+        return _find(Path(root).expanduser(), img_size, training)
+    except NothingFoundError:
+        raise
+    except (DataError, OSError) as error:
+        raise DataError(f"{error} Mend this copy, download it again, or give the path of another.") from error
 
 
 def download_cifar10(folder: Path | None = None) -> Path:
@@ -92,47 +114,26 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _sets(
-    root: Path, remarks: list[str], img_size: int, training: bool, own: bool = True
-) -> Iterator[ImageSet | Exception]:
-    """Yield the images at or below `root`, nearest first, or why they cannot be read. `remarks` collects near misses,
-    and unless `own` classes will do, what is not CIFAR-10."""
-    taken: list[Path] = []
-    for reader, path in _places(root):
-        if any(folder in path.parents for folder in taken):
-            continue  # the folders of a set's splits and classes are no sets of their own
-        try:
-            if reader:
-                found = reader(path, own)
-            elif own or _is_named_cifar10(path):
-                found = _read_archive(path, img_size, training, own)
-            else:
-                found = f"{path}, an archive"
-            if isinstance(found, Reading):
-                taken.append(path)
-                names = found.class_names()
-                if own or layouts.are_cifar10(names or layouts.CLASSES):
-                    found = assemble(found, img_size, training)
-                else:
-                    found = f"{path}, whose classes are {some(names, 10)}"
-        except (DataError, OSError) as error:
-            found = error
-            taken.append(path)
-        if isinstance(found, str):
-            remarks.append(found)
-        elif found:
-            yield found
-
-
-def _read_archive(path: Path, img_size: int, training: bool, own: bool) -> ImageSet:
-    """The images in an archive."""
+def _find(root: Path, img_size: int, training: bool, own: bool = True) -> ImageSet:
+    """The nearest images at or below `root`: unless `own` classes will do, of CIFAR-10's. Raises `DataError` or
+    `OSError` where they are broken."""
     remarks: list[str] = []
-    with unpacked(path) as folder:
-        for found in _sets(folder, remarks, img_size, training, own):
-            if isinstance(found, Exception):
-                raise found
+    for reader, path in _places(root):
+        if reader:
+            found = reader(path, own)
+        elif own or _is_named_cifar10(path):
+            with unpacked(path) as folder:
+                found = _find(folder, img_size, training, own)
             return replace(found, source=outside(found.source, folder, path))
-        raise DataError(_nothing_found(folder, remarks))
+        else:
+            found = f"{path}, an archive"
+        if isinstance(found, Reading):
+            names = found.class_names()
+            if own or layouts.are_cifar10(names or layouts.CLASSES):
+                return assemble(found, img_size, training)
+            found = f"{path}, whose classes are {some(names, 10)}"
+        remarks += [found] if found else []
+    raise NothingFoundError(root, remarks)
 
 
 def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
@@ -189,23 +190,6 @@ def _only(folder: Path) -> Path:
         return _only(folders["snapshots"])
     wraps = len(folders) == 1 and not files and not layouts.split_folders(folder)
     return _only(next(iter(folders.values()))) if wraps else folder
-
-
-def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
-    """The whole message for a `root` without images: what lies there, and what would be understood."""
-    folders, files = peek(root)
-    names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
-    lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing that can be listed'}"
-    if root.is_file():
-        lies = "is a file of no known kind"
-    elif not root.exists():
-        lies = f"does not exist (looked for from {Path.cwd()})"
-    looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
-    known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
-    return (
-        f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
-        'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'
-    )
 
 
 def _synthetic() -> ImageSet:

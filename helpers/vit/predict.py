@@ -48,14 +48,12 @@ def classify(
 ) -> Iterator[Answer]:
     """Yield an `Answer` for each picture of `source`, see `find_images`; those that cannot be read are skipped with a
     warning, and `ValueError` is raised where none can. `prepare` maps uint8 [B, 3, H, W] to the model's input."""
-    paths, count = find_images(source), 0
-    for group, images, broken in _batches(paths, size, "classifying"):
-        for _, problem in broken:
-            print(f"warning: skipped: {problem}")
-        if group:
-            count += len(group)
-            yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
-    if not count:
+    paths, broken = find_images(source), []
+    for group, images in _batches(paths, size, "classifying", broken):
+        yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
+    for _, problem in broken:
+        print(f"warning: skipped: {problem}")
+    if len(broken) == len(paths):
         raise ValueError(f"pictures={str(source)!r}: none of the {len(paths)} pictures could be read")
 
 
@@ -77,11 +75,7 @@ def tell(answers: Iterator[Answer], classes: Sequence[str], table: Path) -> list
 
 
 def write_submission(
-    table: Path,
-    roots: Sequence[str | Path],
-    classes: Sequence[str],
-    guess: Callable[[Tensor], Tensor],
-    size: int,
+    table: Path, roots: Sequence[str | Path], classes: Sequence[str], guess: Callable[[Tensor], Tensor], size: int
 ) -> bool:
     """Write Kaggle's submission.csv (id, label) where one of `roots` holds the competition's unlabelled test images;
     they are read in batches. `guess` maps uint8 [B, 3, H, W] to probabilities [views, B, classes]. An image that cannot
@@ -90,14 +84,13 @@ def write_submission(
     if folder is None:
         return False
     ids = [entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")]
-    ids, label = sorted(filter(str.isdecimal, ids), key=int), {}
-    for group, images, broken in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv"):
-        label |= {path.stem: classes[0] for path, _ in broken}
-        for path, problem in broken:
-            print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
-        if group:
-            guesses = guess(images=images).mean(0).argmax(-1).tolist()
-            label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
+    ids, broken = sorted(filter(str.isdecimal, ids), key=int), []
+    label = dict.fromkeys(ids, classes[0])
+    for group, images in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv", broken):
+        guesses = guess(images=images).mean(0).argmax(-1).tolist()
+        label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
+    for path, problem in broken:
+        print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
     write_csv([{"id": number, "label": label[number]} for number in ids], table)
     print(f"{table}: the labels of {len(ids):,} images in {folder}")
     return True
@@ -143,11 +136,12 @@ def _normalise(images: Tensor, size: int, scale: Sequence[Tensor]) -> Tensor:
 
 
 def _batches(
-    paths: Sequence[Path], size: int, title: str
-) -> Iterator[tuple[list[Path], Tensor | None, list[tuple[Path, str]]]]:
-    """Yield (paths, uint8 [B, 3, S, S], (paths that cannot be read, why)), in order, `BATCH` pictures at a time."""
+    paths: Sequence[Path], size: int, title: str, broken: list[tuple[Path, str]]
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Yield (paths, uint8 [B, 3, S, S]), in order, at most `BATCH` pictures at a time; `broken` collects (path, why it
+    cannot be read)."""
 
-    def attempt(path: Path) -> Any:
+    def attempt(path: Path) -> tuple[Path, Any]:
         try:
             return path, read_picture(path, size)
         except ImageError as error:
@@ -157,9 +151,9 @@ def _batches(
     with ThreadPoolExecutor(16) as pool, bar:
         for start in range(0, len(paths), BATCH):
             results = [*pool.map(attempt, paths[start : start + BATCH])]
+            broken += [entry for entry in results if isinstance(entry[1], str)]
             read = [entry for entry in results if isinstance(entry[1], Tensor)]
-            yield [], None, [entry for entry in results if not isinstance(entry[1], Tensor)]
             for _, group in itertools.groupby(read, key=lambda entry: entry[1].shape):
                 group_paths, images = zip(*group, strict=True)
-                yield [*group_paths], torch.stack(images), []
+                yield [*group_paths], torch.stack(images)
             bar.update(len(results))

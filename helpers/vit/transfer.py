@@ -46,7 +46,8 @@ def begin_from(run: Any, path: Path | str) -> None:
         if value.shape == own[name].shape and not (other_classes and name.startswith("head.")):
             fitting[name] = value
     if not any(name.startswith("blocks.") for name in fitting):
-        there, here = (_layer(each, "blocks.0.attn.qkv.weight") for each in (weights, own))
+        first = "blocks.0.attn.qkv.weight"
+        there, here = ([*each[first].shape] if first in each else "absent" for each in (weights, own))
         raise ValueError(f"init_weights={str(path)!r} fits nowhere: a first layer is {there} there, {here} here")
 
     for model in (run.model, run.ema):
@@ -74,7 +75,3 @@ def resample_positions(positions: Tensor, tokens: int) -> Tensor:
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights by their names without the prefixes of wrappers."""
     return {WRAPPERS.sub("", name): value for name, value in weights.items()}
-
-
-def _layer(weights: Mapping[str, Tensor], name: str) -> str:
-    return str([*weights[name].shape]) if name in weights else "absent"
