@@ -145,8 +145,6 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
             yield arrays, root
         elif ending in layouts.TABLES or layouts.batch_kind([root.name, *layouts.METAS]):
             yield arrays, root.parent
-        elif root.name.lower() == "trainlabels.csv":
-            yield images, root.parent
         elif is_archive(root):
             yield None, root
         return
