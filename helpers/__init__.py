@@ -20,7 +20,7 @@ vit       q1's
   augment        crops, flips, RandAugment, Random Erasing on batches (MixUp, CutMix: q1, section 4)
   engine         a training step that fits into memory, compiled, as one CUDA graph
   clock          how far a run is, by steps or by time, which q1's lr_at follows; its counts, times and log
-  run_folder     whose an output folder is, and where the files of an earlier run go
+  run_folder     whether an output folder can be used, and where the files of an earlier run go
   checkpoint     last.pth, history.csv, run_summary.json; resuming
   best_weights   best_vit_cifar10.pth: the best weights of a run chosen, kept, read back
   transfer       weights of a file put into a ViT, all of them or those that fit

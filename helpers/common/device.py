@@ -82,16 +82,19 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def compile_if_possible(modules: Sequence[torch.nn.Module], rehearse: Callable[[], object]) -> None:
-    """Have `modules` compiled, in place, when `rehearse()` calls them; where that fails, say why and go on without."""
+def compile_if_possible(modules: Sequence[torch.nn.Module], rehearse: Callable[[], object]) -> bool:
+    """Have `modules` compiled, in place, when `rehearse()` calls them, and return whether that went well; where it
+    fails, say why and go on without."""
     try:
         for module in modules:
             module.compile(dynamic=False)
         rehearse()
+        return True
     except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
         for module in modules:
             module._compiled_call_impl = None
         print(f"torch.compile does not work here, going on without: {reason(error)}")
+        return False
 
 
 def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]) -> None:

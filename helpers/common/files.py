@@ -70,7 +70,7 @@ def dispensable_path(path: Path | str) -> Iterator[Path]:
 
 def write_csv(rows: list[dict[str, Any]], path: Path | str) -> None:
     """Write rows, by `dispensable_path`; a column for every key that is in any of them."""
-    with dispensable_path(path) as temporary, temporary.open("w", newline="") as file:
+    with dispensable_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()
         writer.writerows(rows)
@@ -80,22 +80,16 @@ class DataError(ValueError):
     """A data set is missing or broken; the message names the file or value and the next step."""
 
 
-def listing(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries."""
+def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({name: sub-folder}, {name: file}) of `folder`, without hidden and system entries; nothing where it is absent or
+    may not be read."""
     folders, files = {}, {}
-    with os.scandir(folder) as entries:  # no stat for each of 50,000 files, which a network disk would take minutes for
+    # no stat for each of 50,000 files, which a network disk would take minutes for
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):
                 (folders if entry.is_dir() else files)[entry.name] = folder / entry.name
     return folders, files
-
-
-def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """`listing`, or nothing where `folder` is absent or may not be read."""
-    try:
-        return listing(folder)
-    except OSError:
-        return {}, {}
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -1,8 +1,7 @@
-"""Archives, unpacked into a temporary folder: regular files alone, none larger than a data set's are."""
-
-from __future__ import annotations
+"""Archives, unpacked into a temporary folder: regular files alone, and no more than there is room for."""
 
 import contextlib
+import os
 import re
 import shutil
 import tarfile
@@ -12,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.common.files import DataError, free_memory, reason
-from helpers.vit.layouts import ARCHIVE, BATCH_ENDINGS
-
-BATCH_LIMIT = 200_000_000  # bytes; the largest official file, CIFAR-100's, has 160 million
+from helpers.vit.layouts import ARCHIVE
 
 
 def is_archive(path: Path) -> bool:
@@ -34,6 +31,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     there is room for; in what the block raises, the folder has the archive's name."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / re.split(ARCHIVE, path.name, flags=re.IGNORECASE)[0]
+        folder.mkdir()
         try:
             _unpack(path, folder)
             yield folder
@@ -42,27 +40,25 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    folder.mkdir()
-    room, kept = min(free_memory(), shutil.disk_usage(folder).free), []
+    room = min(free_memory(), shutil.disk_usage(folder).free)
     is_zip = zipfile.is_zipfile(path) and not tarfile.is_tarfile(path)  # a tar may end in a zip
     try:
         with (zipfile.ZipFile if is_zip else tarfile.open)(path) as archive:
-            for member in archive.infolist() if is_zip else archive:
-                name, size = (member.filename, member.file_size) if is_zip else (member.name, member.size)
-                file = folder / name
-                regular = not member.is_dir() if is_zip else member.isfile()
-                if not regular or ".." in file.parts or not file.is_relative_to(folder):
-                    continue
-                # sizes by the header, before anything is read: few bytes may be a great many once they are unpacked
-                room -= size
-                if room < 0 or (file.suffix in BATCH_ENDINGS and size > BATCH_LIMIT):
-                    raise DataError(f"{path}: {name} has {size / 1e6:,.0f} MB: no file of CIFAR's, or no room for all.")
-                kept.append(member)
+            if is_zip:  # keeps all names inside the folder by itself
+                members = archive.infolist()
+                size = sum(member.file_size for member in members)
+            else:
+                members = [
+                    m for m in archive if m.isfile() and folder in Path(os.path.normpath(folder / m.name)).parents
+                ]
+                size = sum(member.size for member in members)
+            # by the headers, before anything is written: few bytes may be a great many once they are unpacked
+            if size > room:
+                raise DataError(f"{path}: {size / 1e6:,.0f} MB are in it, and there is no room for all.")
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
-            archive.extractall(folder, kept)
+            archive.extractall(folder, members)
     except DataError:
         raise
     except Exception as error:  # tarfile.ReadError, EOFError, zlib.error, zipfile.BadZipFile, lzma.LZMAError, …
-        raise DataError(
-            f"{path}: truncated or corrupt archive ({path.stat().st_size:,} bytes; {reason(error)})."
-        ) from error
+        found = f"{path.stat().st_size:,} bytes; {reason(error)}"
+        raise DataError(f"{path}: truncated or corrupt archive ({found}).") from error

@@ -3,8 +3,6 @@
 A pickle may name any function: of all that it asks for, only what NumPy's arrays are made of is called.
 """
 
-from __future__ import annotations
-
 import _codecs
 import io
 import json
@@ -17,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from helpers.common.files import DataError, free_memory, natural, peek, some
+from helpers.common.files import DataError, natural, peek, some
 from helpers.vit import layouts
-from helpers.vit.archives import BATCH_LIMIT
-from helpers.vit.image_set import PIXEL_SHAPES, Reading, Table
+from helpers.vit.image_set import Reading, Table
 
+PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SEARCH_LIMIT = 2_000_000_000  # bytes; CIFAR-10 as 64-bit numbers has 1.5
 
 
@@ -65,12 +63,13 @@ def _load(path: Path) -> dict[str, Any]:
         if ending in layouts.TABLES:
             return _load_table(path)
         if ending == ".npz":
-            return _load_npz(path)
+            # opened here, because np.load leaves a damaged file open
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+                wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES}
+                return {key: arrays[key] if layouts.split_and_rest(key)[1] in wanted else None for key in arrays.files}
         if ending == ".npy":  # those beside it as well
             files = [file for name, file in peek(path.parent)[1].items() if name.lower().endswith(".npy")]
             return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
-        if size > BATCH_LIMIT:
-            raise DataError(f"{path} has {size / 1e6:,.0f} MB, CIFAR's files have 31 to 160 MB.")
         if ending == ".mat":
             from scipy.io import loadmat
 
@@ -83,8 +82,6 @@ def _load(path: Path) -> dict[str, Any]:
             return {"data": rows[:, -3072:], "labels": rows[:, -3073]}
         # encoding="bytes": Python 2's str arrives as bytes, so that raw pixels and names both survive
         return {_text(key): value for key, value in _Unpickler(io.BytesIO(data), encoding="bytes").load().items()}
-    except DataError:
-        raise
     except ImportError as error:
         raise DataError(f"{path} is read by {error.name}, which is missing: pip install {error.name}.") from error
     except Exception as error:  # what damaged files raise is open-ended
@@ -92,31 +89,20 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: {what}. Nothing in it was executed.") from error
 
 
-def _load_npz(path: Path) -> dict[str, Any]:
-    # opened here, because np.load leaves a damaged file open
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-        size, room = sum(info.file_size for info in arrays.zip.infolist()), free_memory()
-        if 2 * size > room:
-            raise DataError(f"{path} holds {size / 1e9:,.1f} GB of arrays; {room / 1e9:,.1f} GB of memory are free.")
-        wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES}
-        return {key: arrays[key] if layouts.split_and_rest(key)[1] in wanted else None for key in arrays.files}
-
-
 def _load_table(path: Path) -> dict[str, Any]:
     """The columns that matter of a Parquet or Arrow file, and the names of the classes where Hugging Face left them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pa.OSFile(str(path)) as file:
-        # `datasets` writes Arrow's streams
-        table = pq.ParquetFile(file) if path.suffix.lower() == ".parquet" else pa.ipc.open_stream(file).read_all()
-        schema = table.schema_arrow if path.suffix.lower() == ".parquet" else table.schema
-        if len({*schema.names}) < len(schema.names):
-            raise DataError(f"{path} has several columns of the same name: {some(schema.names)}.")
-        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS)]
-        table = table.read(wanted) if path.suffix.lower() == ".parquet" else table
-    columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    if path.suffix.lower() == ".parquet":
+        table = pq.ParquetFile(path).read()
+    else:  # `datasets` writes streams
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_stream(file).read_all()
+    wanted = [name for name in table.column_names if name.lower() in (*layouts.IMAGES, *layouts.LABELS)]
+    columns = dict.fromkeys(table.column_names) | {name: _values(table[name]) for name in wanted}
+    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
     recorded = [features[label].get("names") for label in layouts.LABELS if label in features]
     return columns | ({"class_names": recorded[0]} if any(recorded) else {})
 
@@ -139,76 +125,88 @@ def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
             continue  # names of classes
         if not images or not labels:
             return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-        pixels = columns[images]
-        if not isinstance(pixels, list) and np.shape(pixels)[1:] not in PIXEL_SHAPES:
-            kind = f"{type(pixels).__name__} {[*np.shape(pixels)]}"
-            return f"{file}, which holds {images} ({kind}) that are no 32x32 colour images"
+        pixels = columns[images] if isinstance(columns[images], list) else _pixels(columns[images])
+        if isinstance(pixels, str):
+            return f"{file}, whose {images} are {pixels}"
         tables[split or ""] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
     return tables or f"{file}, which holds no images, but {some([*columns], 8)}"
 
 
-def table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def _pixels(values: object) -> np.ndarray | str:
+    """uint8 [N, 3, 32, 32] of numbers from 0 to 255, or from 0 to 1, in any of `PIXEL_SHAPES`, or why they are none."""
+    values = np.asarray(values)
+    if values.shape[1:] not in PIXEL_SHAPES or values.dtype.kind not in "iuf":
+        return f"{values.dtype} {[*values.shape]}, no 32x32 colour images"
+    low, high = (values.min(), values.max()) if values.size else (0, 255)
+    if not 0 <= low <= high <= 255:
+        return f"{values.dtype} from {low:g} to {high:g}, expected 0 to 255 (or to 1), not normalised"
+    if values.dtype.kind == "f":
+        factor = 255 if high <= 1 and (values % 1).any() else 1
+        values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
+    if values.size and values.max() <= 1:
+        return f"all {low}" if low == high else "all 0 or 1. Were they divided by 255 before?"
+    values = values.astype(np.uint8, copy=False)
+    # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
+    return values.transpose(0, 3, 1, 2) if values.shape[1:] == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
+
+
+def _table_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """({split: Parquet or Arrow files in order}, names of those left out), in a folder and its folders of splits."""
-    groups = defaultdict(lambda: defaultdict(list))  # split: how files are named but for numbers: their paths
+    alike = defaultdict(list)  # (split, how files are named but for numbers): their paths
     for place, where in [("", folder), *layouts.split_folders(folder).items()]:
         for name, path in sorted(peek(where)[1].items(), key=lambda item: natural(item[0])):
             if path.suffix.lower() in layouts.TABLES:
                 split = place or layouts.split_and_rest(path.stem)[0] or ""
-                groups[split][re.sub(r"\d+", "#", name)].append(path)
-    left_out = [path.name for files in groups.pop("", {}).values() for path in files] if len(groups) > 1 else []
-    chosen = {}
-    for split, alike in groups.items():  # train-00000-of-00002.parquet before train_small.parquet
-        best = min(alike, key=lambda name: ("#-of-#" not in name, len(name)))
-        chosen[split] = alike.pop(best)
-        left_out += [path.name for files in alike.values() for path in files]
-    return chosen, left_out
+                alike[split, re.sub(r"\d+", "#", name)].append(path)
+    chosen: dict[str, list[Path]] = {}
+    # train-00000-of-00002.parquet before train_small.parquet; without a split's name only where no file has one
+    for split, name in sorted(alike, key=lambda key: (not key[0], "#-of-#" not in key[1], len(key[1]))):
+        if split not in chosen and (split or not chosen):
+            files = chosen[split] = alike.pop((split, name))
+            shards = re.search(r"-of-0*(\d+)\.", files[0].name)
+            if shards and int(shards[1]) != len(files):
+                there = f"{len(files)} of the {shards[1]} files of {split or 'the images'} are there"
+                raise DataError(f"{folder}: {there}.")
+    return chosen, [path.name for files in alike.values() for path in files]
 
 
-def _official_files(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
-    """(layout, {split: official files, "": those that name the classes}, names of other files)."""
+def _official_files(folder: Path, dataset: str, ending: str) -> dict[str, list[Path]]:
+    """{split: CIFAR's own files in a folder, "names": those that name the classes}."""
     files = peek(folder)[1]
-    dataset, ending = layouts.batch_kind(files)
     wanted = {split: [name + ending for name in names] for split, names in layouts.BATCHES[dataset].items()}
     if files.keys() & {*wanted["test"]} and not files.keys() & {*wanted["train"]}:
         del wanted["train"]  # the test set alone, to evaluate on
     if missing := [name for names in wanted.values() for name in names if name not in files]:
         raise DataError(f"{folder}: {some(missing, 6)} missing, of {dataset}'s files.")
-    wanted[""] = [name for name in layouts.METAS if name in files]
-    known = {name for names in wanted.values() for name in names}
-    others = [name for name in files if name not in known and not re.match("readme|coarse", name, re.IGNORECASE)]
-    chosen = {split: [files[name] for name in names] for split, names in wanted.items()}
-    return layouts.BATCH_ENDINGS[ending], chosen, others
+    wanted["names"] = [name for name in layouts.METAS if name in files]
+    return {split: [files[name] for name in names] for split, names in wanted.items()}
 
 
-def read_arrays(path: Path, own: bool = True) -> Reading | str:
+def read_arrays(path: Path, own: bool = True) -> Reading | str | None:
     """Read the official files or the tables in a folder, or the arrays of one file; text says what they are instead.
     Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
-    dataset = (layouts.batch_kind(peek(path)[1]) or [None])[0]
-    files, left_out = table_files(path) if path.is_dir() else ({"": [path]}, [])
-    if dataset:
-        layout, files, left_out = _official_files(path)
+    left_out: list[str] = []
+    if kind := layouts.batch_kind(peek(path)[1]):
+        layout, files = layouts.BATCH_ENDINGS[kind[1]], _official_files(path, *kind)
+    elif path.is_file():
+        files = {"": [path]}
+    else:
+        files, left_out = _table_files(path)
+    if not files:
+        return None
     if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
         return f"{path}, which is larger than CIFAR-10"
 
     tables, classes = defaultdict(list), []
     for split, file in [(split, file) for split, paths in files.items() for file in paths]:
-        shards, there = re.search(r"-of-0*(\d+)\.", file.name), len(files[split])
-        if shards and int(shards[1]) != there:
-            raise DataError(f"{path}: {there} of the {shards[1]} files of {split or 'the images'} are there.")
         columns = _load(file)
         # names of classes stand beside the images, or in an official file of their own
         named = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
         classes = [str(_text(name)) for name in named]
-        if dataset == "CIFAR-10" and classes not in ([], [*layouts.CLASSES]):
-            raise DataError(f"{file}: label_names is {classes}, expected {[*layouts.CLASSES]}.")
-        found = {} if dataset and not split else _tables(file, columns)
-        if isinstance(found, str) and dataset:
-            raise DataError(f"{found}.")
+        found = _tables(file, columns) if split != "names" else {}
         if isinstance(found, str):
             return found
         for own_split, table in found.items():
             tables[own_split or split or "train"].append(table)
-    if dataset == "CIFAR-100":
-        classes = classes or [str(number) for number in range(100)]
     return Reading(path, layout, dict(tables), classes, left_out)

@@ -1,7 +1,5 @@
 """Checkpoints read and written safely, and the best weights of a run: chosen, kept, and read back for the test."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +10,6 @@ from torch import Tensor
 
 from helpers.common import distributed
 from helpers.common.files import atomic_path, free_space, load_plain, some
-from helpers.vit import run_folder
 from helpers.vit.config import MEASURES
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
@@ -59,74 +56,55 @@ def save_best(run: Any, scores: dict[str, float | None], path: Path) -> str:
     The higher accuracy is better; of equal ones the lower loss, and of equal losses the later weights, the EMA first.
     Weights that are not finite are never kept.
     """
-    better = (run.best_accuracy, -run.best_loss) if run.best else (-math.inf, 0)
+    better = _rank(run.best["val_accuracy"], run.best.get("val_loss")) if run.best else (-math.inf, 0)
     kept = None
-    for name, weights, accuracy in (("raw", run.model, "val_accuracy"), ("ema", run.ema, "ema_accuracy")):
-        loss = scores.get(accuracy.replace("accuracy", "loss"))
-        none_held_out = scores[accuracy] is None
-        rank = (0.0, 0.0) if none_held_out else (scores[accuracy], -math.inf if loss is None else -loss)
-        if (none_held_out and name == "raw") or rank < better or not all_finite(weights.state_dict().values()):
+    for name, weights, prefix in (("raw", run.model, "val"), ("ema", run.ema, "ema")):
+        accuracy, loss = scores[f"{prefix}_accuracy"], scores[f"{prefix}_loss"]
+        unwanted = accuracy is None and name == "raw"
+        if unwanted or _rank(accuracy, loss) < better or not all_finite(weights.state_dict().values()):
             continue
-        better, kept = rank, name
-    if kept:
-        _remember(run, kept, scores)
+        better, kept = _rank(accuracy, loss), name
+        # with all that is needed to use them, on the CPU
+        run.best = {
+            "model": {name: value.detach().to("cpu", copy=True) for name, value in weights.state_dict().items()},
+            "config": vars(run.cfg),
+            "mean": run.scale[0].cpu(),
+            "std": run.scale[1].cpu(),
+            "classes": tuple(run.classes),
+            "weights": kept,
+            "epoch": run.step / run.steps_per_epoch,
+            "val_accuracy": accuracy,
+            "val_loss": loss,
+            "run": run.id,
+        }
+        run.best_is_saved = False
     write_best(run, path)
     return f" *{kept}" if kept else ""
 
 
-def _remember(run: Any, kept: str, scores: dict[str, float | None]) -> None:
-    """Copy the weights `kept` ("raw" or "ema"), with all that is needed to use them, to the CPU."""
-    weights, prefix = (run.model, "val") if kept == "raw" else (run.ema, "ema")
-    accuracy, loss = scores[f"{prefix}_accuracy"], scores.get(f"{prefix}_loss")
-    run.best = {
-        "model": {name: value.detach().to("cpu", copy=True) for name, value in weights.state_dict().items()},
-        "config": vars(run.cfg),
-        "mean": run.scale[0].cpu(),
-        "std": run.scale[1].cpu(),
-        "classes": tuple(run.classes),
-        "weights": kept,
-        "epoch": run.step / run.steps_per_epoch,
-        "val_accuracy": accuracy,
-        "val_loss": loss,
-        "run": run.id,
-    }
-    run.best_accuracy, run.best_loss = accuracy or 0.0, math.inf if loss is None else loss
-    run.best_is_saved = False
+def _rank(accuracy: float | None, loss: float | None) -> tuple[float, float]:
+    """Grows with how good weights are on the held-out images; without any all are alike."""
+    return (0.0, 0.0) if accuracy is None else (accuracy, -math.inf if loss is None else -loss)
 
 
 def write_best(run: Any, path: Path) -> None:
-    """Write the best weights, unless they are at `path`; what another run left there is moved to earlier/<its id>/."""
-    if not run.best or (distributed.broadcast(path.is_file()) and run.best_is_saved):
-        return
-    if distributed.is_main() and path.is_file() and run.best_path != path:
-        try:
-            other = load_checkpoint(path, "model").get("run", run.id)
-        except (OSError, ValueError):  # broken, and so nobody's
-            other = run.id
-        if other != run.id:
-            print(f"{path} was of another run: it is now in {run_folder.set_aside(path.parent, other, [BEST])}")
-    run.best_is_saved = distributed.broadcast(distributed.is_main() and try_save(run.best, path))
-    run.best_path = path if run.best_is_saved else None
+    """Write the best weights, unless they are at `path`."""
+    if run.best and not (distributed.broadcast(path.is_file()) and run.best_is_saved):
+        run.best_is_saved = distributed.broadcast(distributed.is_main() and try_save(run.best, path))
 
 
-def best_beside(path: Path, run_id: str | None) -> dict[str, Any] | None:
+def best_beside(path: Path, run_id: str) -> dict[str, Any] | None:
     """The best weights beside a last.pth, `None` where there are none of the run `run_id`."""
     path = path.with_name(BEST)
     try:
-        best = load_checkpoint(path, *BEST_KEYS)
+        best = load_checkpoint(path, *BEST_KEYS, "run")
+        if best["run"] == run_id:
+            return best
+        found = f"of another run ({best['run']}, not {run_id})"
     except (OSError, ValueError):
-        print(f"{path} is missing or broken: the best weights are those of what follows")
-        return None
-    if (of := best.get("run")) != run_id:
-        print(f"{path} is of another run ({of}, not {run_id}): the best weights are those of what follows")
-        return None
-    return best
-
-
-def take_over(run: Any, best: dict[str, Any]) -> None:
-    """Let a resumed run go on from the best weights that it had before."""
-    run.best, loss = best | {"run": run.id}, best.get("val_loss")
-    run.best_accuracy, run.best_loss = best["val_accuracy"] or 0.0, math.inf if loss is None else loss
+        found = "missing or broken"
+    print(f"{path} is {found}: the best weights are those of what follows")
+    return None
 
 
 def image_size(cfg: Any) -> int:
@@ -135,18 +113,19 @@ def image_size(cfg: Any) -> int:
 
 
 def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
-    """Read the weights to be tested on the images `dataset`; `run` is what has just been trained, if anything. Where
-    the file is not this run's, or not its best, the weights in memory are returned instead.
+    """The weights to be tested on the images `dataset`: the best of the `run` that has just been trained, whether they
+    could be written or not, or without one those in the file `path`.
 
     Raises `ValueError` for weights of other classes, that are not finite or not of this notebook's model, and
     `RuntimeError` where there are none of this run.
     """
-    content = _best_of(run, Path(path)) if run else load_checkpoint(path, *BEST_KEYS)
+    if run:
+        if not run.best:
+            raise RuntimeError(f"run {run.id} has no weights yet: train to an epoch's end")
+        return run.best
+    content = load_checkpoint(path, *BEST_KEYS)
     if missing := [name for name in MEASURES if name not in content["config"]]:
         raise ValueError(f"{path} is not of this notebook's model: its config has no {', '.join(missing)}")
-    for name in ("mean", "std"):
-        if not isinstance(content[name], Tensor) or content[name].numel() != 3:
-            raise ValueError(f"{path}: {name} is {content[name]!r}, expected a tensor with a number for each channel")
     if list(content["classes"]) != list(dataset.classes):
         raise ValueError(
             f"{path} knows the classes {some(content['classes'], 10)}; the images in {dataset.source} show "
@@ -156,22 +135,6 @@ def load_best(path: Path | str, dataset: ImageSet, run: Any) -> dict[str, Any]:
     bad = [name for name, value in content["model"].items() if not all_finite([value])]
     if bad:
         raise ValueError(f"{path}: {len(bad)} of {len(content['model'])} weights are not finite ({bad[0]}): train anew")
-    if not run and dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
+    if dataset.held_out and not content["config"].get("images", "").endswith(fingerprint(dataset)):
         print("warning: these test images were taken from the training images, which may have been trained on")
     return content
-
-
-def _best_of(run: Any, path: Path) -> dict[str, Any]:
-    """The best weights of a run, from its file at `path` or else from memory."""
-    try:
-        content = load_checkpoint(path, *BEST_KEYS)
-        found = f"is of run {content.get('run')}"
-    except (OSError, ValueError):
-        content, found = {}, "is missing or broken"
-    same = content.get("run") == run.id and (not run.best or content["epoch"] == run.best["epoch"])
-    if same:
-        return content
-    if not run.best:
-        raise RuntimeError(f"run {run.id} has saved no weights yet ({path} {found}): train to an epoch's end")
-    print(f"{path} {found}, or an older one: the best weights of run {run.id} are taken from memory")
-    return run.best

@@ -1,10 +1,7 @@
 """The files that a training run writes after every epoch, and continues from."""
 
-from __future__ import annotations
-
 import contextlib
 import json
-import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,15 +13,7 @@ from helpers.common import distributed, environment
 from helpers.common.device import Compute
 from helpers.common.files import atomic_path, write_csv
 from helpers.vit import run_folder, transfer
-from helpers.vit.best_weights import (
-    all_finite,
-    best_beside,
-    load_checkpoint,
-    save_best,
-    take_over,
-    try_save,
-    write_best,
-)
+from helpers.vit.best_weights import all_finite, best_beside, load_checkpoint, save_best, try_save, write_best
 from helpers.vit.clock import log_line
 from helpers.vit.config import check_resumable
 from helpers.vit.image_set import ImageSet
@@ -33,8 +22,7 @@ from helpers.vit.run_folder import BEST, HISTORY, LAST
 SAVE_SECONDS = 30  # that a killed run may lose: epochs of a second would spend a fifth of it on last.pth
 # The state of a resumed run, what learns and what is counted; the rest of it follows from its settings.
 MODULES = ("model", "ema", "optimizer", "scaler")
-COUNTS = ("step", "seconds", "train_seconds", "skipped", "best_accuracy", "history")
-SINCE = {"run": None, "best_loss": math.inf}  # what a last.pth from before runs had an id lacks
+COUNTS = ("step", "seconds", "train_seconds", "skipped", "history")
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -64,7 +52,7 @@ def resume(run: Any, path: Path) -> bool:
     returns whether there is one. Raises `ValueError` for a file that is broken, or of a run with other settings."""
     content = best = None
     if distributed.is_main() and path.is_file():
-        content = SINCE | load_checkpoint(path, "config", "rng", "precision", *MODULES, *COUNTS)
+        content = load_checkpoint(path, "config", "rng", "precision", "run", *MODULES, *COUNTS)
         check_resumable(run.cfg, content["config"], path)
         if not all_finite(content["model"].values()):
             raise ValueError(f"{path} holds weights that are not finite: start anew with resume=False, and a lower lr")
@@ -79,11 +67,9 @@ def resume(run: Any, path: Path) -> bool:
         getattr(run, name).load_state_dict(content[name])
     for group in run.optimizer.param_groups:  # a CUDA graph reads the learning rate on the device
         group["lr"] = torch.as_tensor(group["lr"]).to(run.compute.device)
-    for name in (*COUNTS, "best_loss"):
+    for name in COUNTS:
         setattr(run, name, content[name])
-    run.id = content["run"] or run.id
-    if best:  # it may be of a later epoch than last.pth
-        take_over(run, best)
+    run.id, run.best = content["run"], best  # which may be of a later epoch than last.pth
     set_rng_state(content["rng"])
     run.saved = run.seconds
     print(f"resumed after {run.step} steps")
@@ -95,7 +81,7 @@ def save_last(run: Any, path: Path) -> None:
     run.saved = run.clock.seconds()
     if distributed.is_main():
         content = {name: getattr(run, name).state_dict() for name in MODULES}
-        content |= {name: getattr(run, name) for name in (*COUNTS, "best_loss")}
+        content |= {name: getattr(run, name) for name in COUNTS}
         content |= {"rng": get_rng_state(), "config": vars(run.cfg), "precision": run.compute.precision, "run": run.id}
         try_save(content, path)
 
@@ -106,7 +92,7 @@ def kept_if_lost(run: Any, out: Path) -> Iterator[None]:
     try:
         yield
     except FloatingPointError:
-        save_last(run, run_folder.own(out, run.id) / LAST)
+        save_last(run, out / LAST)
         distributed.barrier()  # the first process to fail takes the others with it
         raise
 
@@ -120,7 +106,6 @@ def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
             f"the weights are not finite after epoch {epoch:g}; {BEST} and {LAST}, where there are any, are of before: "
             "start anew with a lower lr or weight_decay, or amp=False"
         )
-    out = run_folder.own(out, run.id)
     run.seconds = run.clock.seconds()
     row = {"run": run.id, "epoch": epoch, "step": run.step, **row, "seconds": run.seconds}
     run.history.append(row)
@@ -132,15 +117,13 @@ def save_epoch(run: Any, row: dict[str, Any], out: Path) -> None:
     print(log_line(row, run.clock.minutes_left(run.progress)) + mark)
 
 
-def finish(run: Any, scores: Callable[[], dict[str, float | None]], out: Path) -> Path:
+def finish(run: Any, scores: Callable[[], dict[str, float | None]], out: Path) -> None:
     """See to it that a run has its best weights, by `scores()` where it was resumed from last.pth alone, and that they
-    are written; returns the folder that it has written into, see `run_folder.own`."""
-    out = run_folder.own(out, run.id)
+    are written."""
     if run.best:
         write_best(run, out / BEST)
     else:
         save_best(run, scores(), out / BEST)
-    return out
 
 
 def write_summary(

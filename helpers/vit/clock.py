@@ -1,13 +1,10 @@
 """Progress of a training run, and its counts, times and log."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -77,11 +74,8 @@ class Progress:
     seconds: float = 0.0  # of training, validation and saving included
     train_seconds: float = 0.0  # of training steps alone
     saved: float = -math.inf  # when last.pth was written, in these seconds
-    best_accuracy: float = -1.0  # of the best weights, percent; -1: nothing yet
-    best_loss: float = math.inf  # theirs on the held-out images, which decides between equal accuracies
-    best: dict[str, Any] | None = None  # content of best_vit_cifar10.pth, in case that it cannot be written
+    best: dict[str, Any] | None = None  # content of best_vit_cifar10.pth
     best_is_saved: bool = False
-    best_path: Path | None = None  # where this process has written it last
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
     recent: list[Tensor] = field(default_factory=list)  # loss and gradient norm of the last ten steps
 

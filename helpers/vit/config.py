@@ -1,7 +1,5 @@
 """From a table of presets and a user's own settings to a configuration that holds together."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import os
@@ -17,7 +15,7 @@ import torch
 
 from helpers.common import distributed, environment
 from helpers.common.device import PRECISIONS, pick_compute, seed_everything
-from helpers.common.images import ImageError, find_images
+from helpers.common.images import find_images
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 from helpers.vit.run_folder import LAST, check_writable
@@ -65,19 +63,12 @@ def start(cfg: SimpleNamespace, recipe: Recipe, presets: Sequence[str]) -> tuple
         print('warning: amp="fp16" takes many times as long on a CPU: amp=True chooses what this one can do')
     seed_everything(cfg.seed)
     torch.set_float32_matmul_precision("high")
-    weights = 4 * _parameters(cfg)  # bytes
-    check_writable(Path(cfg.out_dir), *((0, 0) if cfg.checkpoint else (weights, 4 * weights)))
+    check_writable(Path(cfg.out_dir))
     several = f"{distributed.size()} processes, each on {compute.name}, {compute.precision}"
     hardware = several if distributed.size() > 1 else str(compute)
     versions = environment.versions("torch", "torchvision", "timm", "numpy")
     print(f"{environment.where()}, {hardware}\npreset {cfg.preset}, output in {cfg.out_dir}\n{versions}")
     return cfg, compute, Path(cfg.out_dir), f"seed {cfg.seed}; {hardware}; torch {versions['torch']}"
-
-
-def _parameters(cfg: SimpleNamespace) -> int:
-    """About how many parameters the model has."""
-    tokens = (cfg.img_size // (cfg.patch_stride or cfg.patch_size)) ** 2
-    return int(cfg.embed_dim * (cfg.depth * cfg.embed_dim * (4 + 2 * cfg.mlp_ratio) + 3 * cfg.patch_size**2 + tokens))
 
 
 def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
@@ -92,7 +83,7 @@ def fit_to_images(cfg: SimpleNamespace, dataset: ImageSet) -> None:
     if cfg.preset == "quick" and "synthetic" in dataset.name and "max_minutes" not in cfg.given:
         cfg.max_minutes = min(cfg.max_minutes, 2)
         print(f"max_minutes={cfg.max_minutes}: drawn shapes are learnt sooner")
-    used = cfg.train_size or total - cfg.val_size
+    used = min(cfg.train_size or total, total - cfg.val_size)
     cfg.batch_size = min(cfg.batch_size, used // 2 * 2)
     distributed.check_batch_size(cfg.batch_size)
     cfg.processes = distributed.size()
@@ -206,21 +197,14 @@ def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]
     if cfg.init_weights and main:
         require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint ({here})")
     if cfg.pictures and main:
-        try:
-            find_images(cfg.pictures)
-        except ImageError as error:
-            raise ValueError(f"pictures={str(cfg.pictures)!r}: {error}") from error
+        find_images(cfg.pictures)
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:
     """Raise `ValueError` naming every setting in which `cfg` differs from the `stored` one of the run to resume."""
     now = vars(cfg)
     differing = [name for name in sorted(now.keys() & stored.keys() - MAY_CHANGE) if now[name] != stored[name]]
-    if differing == ["images"]:
-        raise ValueError(
-            f"{path} is of a run with other images, or in another order: {stored['images']} (now {now['images']}): "
-            f"give the data_root it began with ({stored.get('data_root')!r} there), or start anew with resume=False"
-        )
     if differing:
         changes = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in differing)
-        raise ValueError(f"{path} is of a run with {changes}: give the same values, or start anew with resume=False")
+        give = f"give the same values, and the data_root it began with ({stored.get('data_root')!r} there)"
+        raise ValueError(f"{path} is of a run with {changes}: {give}, or start anew with resume=False")

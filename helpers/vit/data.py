@@ -1,7 +1,5 @@
 """Images found wherever they lie, as uint8 tensors; a `DataError` names what is missing or broken, and what to do."""
 
-from __future__ import annotations
-
 import os
 import re
 import zlib
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers.common.files import DataError, listing, natural, peek, some
+from helpers.common.files import DataError, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
 from helpers.vit import array_files, image_files, layouts
 from helpers.vit.archives import is_archive, outside, unpacked
@@ -24,7 +22,26 @@ HUB_FILES = tuple(f"plain_text/{split}-00000-of-00001.parquet" for split in ("tr
 DOWNLOADS = Path("data")  # of what may be given, the one folder that is filled
 DEPTH = 2
 MAX_BRANCHES = 100  # a folder with more sub-folders than this is some other data set; do not walk all of it
-Found = Reading | DataError | OSError | None  # what is at a path: a reading, why it is none, or nothing yet: an archive
+
+
+class NothingFoundError(DataError):
+    """There are no images at `root`; the message says what lies there, and what would be understood."""
+
+    def __init__(self, root: Path, remarks: Sequence[str]):
+        self.remarks = remarks  # near misses
+        folders, files = peek(root)
+        names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
+        lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing that can be listed'}"
+        if root.is_file():
+            lies = "is a file of no known kind"
+        elif not root.exists():
+            lies = f"does not exist (looked for from {Path.cwd()})"
+        looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
+        known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
+        super().__init__(
+            f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
+            'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'
+        )
 
 
 def load_images(
@@ -45,10 +62,8 @@ def load_images(
     needed, and none returned unless some of them are the test set.
     """
     if data_root is not None and data_root != "auto":
-        if not str(data_root).strip():
-            raise DataError(f"data_root={data_root!r} is empty (an unset variable?): give a path, 'auto' or None.")
-        root = Path(data_root).expanduser()
-        if download and root.resolve() == DOWNLOADS.resolve() and not root.is_file():
+        root = Path(data_root)
+        if download and root.resolve() == DOWNLOADS.resolve():
             # what an interrupted download left counts as nothing
             whole = all((root / name).is_file() for name in HUB_FILES)
             if not whole and {*chain(*peek(root))} <= {"plain_text"}:
@@ -56,15 +71,16 @@ def load_images(
         return read_images(root, img_size, training)
 
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
-    tried, seen = set(), []  # roots may overlap: one warning for each copy is enough
+    seen, broken = [], []  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
-        for path, found in _readings(Path(root).expanduser(), seen, own=False):
-            if path not in tried:
-                tried.add(path)
-                try:
-                    return _finished(path, found, img_size, training, own=False)
-                except (DataError, OSError) as error:
-                    print(f"Warning: the CIFAR-10 under {root} is skipped. {error}")
+        try:
+            return _find(Path(root), img_size, training, own=False)
+        except NothingFoundError as error:
+            seen += error.remarks
+        except (DataError, OSError) as error:
+            if str(error) not in broken:
+                broken.append(str(error))
+                print(f"Warning: a copy of CIFAR-10 is skipped. {error}")
     not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
@@ -82,32 +98,12 @@ def load_images(
 def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> ImageSet:
     """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
     the culprit."""
-    root, remarks = Path(root).expanduser(), []
-    readings = _readings(root, remarks)
-    path, found = next(readings, (None, None))
-    if path is None:
-        raise DataError(_nothing_found(root, remarks))
     try:
-        return _finished(path, found, img_size, training)
+        return _find(Path(root).expanduser(), img_size, training)
+    except NothingFoundError:
+        raise
     except (DataError, OSError) as error:
-        other = next((other for other, found in readings if other != path and not isinstance(found, Exception)), None)
-        step = f"try another copy, data_root={str(other)!r}" if other else "download it again"
-        raise DataError(f"{error} Mend this copy, or {step}.") from error
-
-
-def _finished(path: Path, found: Found, img_size: int, training: bool, own: bool = True) -> ImageSet:
-    """The images of what was found at `path`."""
-    if isinstance(found, Exception):
-        raise found
-    if found:
-        return assemble(found, img_size, training)
-    with unpacked(path) as folder:
-        remarks: list[str] = []
-        inside = next(((place, found) for place, found in _readings(folder, remarks, own) if found), None)
-        if not inside:
-            raise DataError(_nothing_found(folder, remarks))
-        images = _finished(*inside, img_size, training)
-    return replace(images, source=outside(images.source, folder, path))
+        raise DataError(f"{error} Mend this copy, download it again, or give the path of another.") from error
 
 
 def download_cifar10(folder: Path | None = None) -> Path:
@@ -118,26 +114,26 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _readings(root: Path, remarks: list[str], own: bool = True) -> Iterator[tuple[Path, Found]]:
-    """Yield (path, what is there) at or below `root`, nearest first. `remarks` collects near misses, and unless `own`
-    classes will do, what is not CIFAR-10."""
-    taken: list[Path] = []
+def _find(root: Path, img_size: int, training: bool, own: bool = True) -> ImageSet:
+    """The nearest images at or below `root`: unless `own` classes will do, of CIFAR-10's. Raises `DataError` or
+    `OSError` where they are broken."""
+    remarks: list[str] = []
     for reader, path in _places(root):
-        if any(folder in path.parents for folder in taken):
-            continue  # the folders of a set's splits and classes are no sets of their own
-        try:
-            found = reader(path, own) if reader else None
-        except (DataError, OSError) as error:
-            found = error
-        taken += [path] if reader is image_files.read_images and isinstance(found, (Reading, DataError)) else []
-        if not own and isinstance(found, Reading) and not layouts.are_cifar10(found.class_names() or layouts.CLASSES):
-            found = f"{path}, whose classes are {some(found.class_names(), 10)}"
-        elif not own and not reader and not re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
+        if reader:
+            found = reader(path, own)
+        elif own or _is_named_cifar10(path):
+            with unpacked(path) as folder:
+                found = _find(folder, img_size, training, own)
+            return replace(found, source=outside(found.source, folder, path))
+        else:
             found = f"{path}, an archive"
-        if isinstance(found, str):
-            remarks.append(found)
-        elif found or not reader:
-            yield path, found
+        if isinstance(found, Reading):
+            names = found.class_names()
+            if own or layouts.are_cifar10(names or layouts.CLASSES):
+                return assemble(found, img_size, training)
+            found = f"{path}, whose classes are {some(names, 10)}"
+        remarks += [found] if found else []
+    raise NothingFoundError(root, remarks)
 
 
 def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
@@ -149,40 +145,40 @@ def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:
             yield arrays, root
         elif ending in layouts.TABLES or layouts.batch_kind([root.name, *layouts.METAS]):
             yield arrays, root.parent
-        elif root.name.lower() == "trainlabels.csv":
-            yield images, root.parent
         elif is_archive(root):
             yield None, root
         return
-    later = []  # archives of other names
-    for folder in _folders(root):
-        folders, files = peek(folder)
+    archives = []
+    for folder in folders_below(root):
+        yield arrays, folder
+        files = peek(folder)[1]
         names = sorted(files, key=natural)
-        unpacked = [folders[name] for name in sorted(folders) if re.fullmatch(layouts.BATCH_FOLDER, name)]
-        # before an archive that lies beside them: faster to read
-        yield from ((arrays, place) for place in (folder, *unpacked) if layouts.batch_kind(peek(place)[1]))
-        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
-        for path in filter(is_archive, packed):
-            if re.search(layouts.CIFAR10, path.name, re.IGNORECASE):
-                yield None, path
-            else:
-                later.append((None, path))
         yield from ((arrays, files[name]) for name in names if name.lower().endswith(".npz"))
-        # one file stands for all .npy, the folder for all tables
+        # one file stands for all .npy
         yield from ((arrays, files[name]) for name in [n for n in names if n.lower().endswith(".npy")][:1])
-        yield from [(arrays, folder)] if array_files.table_files(folder)[0] else []
         yield images, folder
-    yield from later
+        packed = [files[name] for name in names if re.search(f"{layouts.ARCHIVE}|^cifar", name, re.IGNORECASE)]
+        archives += filter(is_archive, packed)
+    # last, since what lies unpacked is faster to read
+    yield from ((None, path) for path in sorted(archives, key=lambda path: not _is_named_cifar10(path)))
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def _is_named_cifar10(path: Path) -> bool:
+    return bool(re.search(layouts.CIFAR10, path.name, re.IGNORECASE))
+
+
+def folders_below(root: Path) -> Iterator[Path]:
     """Yield `root` and the folders below it, level by level."""
     level = [root]
     for _ in range(DEPTH + 1):
         yield from level
         below = [peek(folder)[0] for folder in level]
-        below = [folders for folders in below if len(folders) <= MAX_BRANCHES]
-        level = [_only(folders[name]) for folders in below for name in sorted(folders, key=natural)]
+        level = [
+            _only(folders[name])
+            for folders in below
+            if len(folders) <= MAX_BRANCHES
+            for name in sorted(folders, key=natural)
+        ]
 
 
 def _only(folder: Path) -> Path:
@@ -192,24 +188,6 @@ def _only(folder: Path) -> Path:
         return _only(folders["snapshots"])
     wraps = len(folders) == 1 and not files and not layouts.split_folders(folder)
     return _only(next(iter(folders.values()))) if wraps else folder
-
-
-def _nothing_found(root: Path, remarks: Sequence[str]) -> str:
-    """The whole message for a `root` without images: what lies there, and what would be understood."""
-    try:
-        folders, files = listing(root)
-        names = [f"{name}/" for name in sorted(folders, key=natural)] + sorted(files, key=natural)
-        lies = f"holds no labelled images; found there: {some(names, 12) or 'nothing'}"
-    except FileNotFoundError:
-        lies = f"does not exist (looked for from {Path.cwd()})"
-    except OSError as error:
-        lies = "is a file of no known kind" if root.is_file() else f"cannot be listed ({error.strerror})"
-    looked = "".join(f" Looked at: {remark}." for remark in remarks[:5])
-    known = "; ".join(layouts.LAYOUTS.values()).replace("`", "")
-    return (
-        f"data_root={str(root)!r} {lies}.{looked} Understood, at most {DEPTH} folders deep: {known}. "
-        'Give the path of one of these, or data_root="auto" to search for CIFAR-10 and download it.'
-    )
 
 
 def _synthetic() -> ImageSet:
@@ -244,7 +222,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> Split:
+    def first(self, count: int) -> "Split":
         return Split(self.images[:count], self.labels[:count])
 
 
@@ -258,13 +236,7 @@ def hold_out(
     dataset: ImageSet, val_size: int, train_size: int | None, seed: int, device: torch.device
 ) -> tuple[Split, Split]:
     """Return (training, held out) on `device`: the training images shuffled by `seed`, `val_size` of them held out, and
-    `train_size` of the rest (`None`: all of it). Raises `ValueError` when there are not so many."""
-    total = len(dataset.train_labels)
-    if total and val_size + (train_size or 2) > total:  # with none, a checkpoint is tested
-        raise ValueError(
-            f"val_size={val_size} and train_size={train_size}: there are {total:,} training images in all; set "
-            f"train_size from 2 to {total - val_size:,}, or to None for all not held out"
-        )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    `train_size` of the rest (`None`, or more than there are: all of it)."""
+    order = torch.randperm(len(dataset.train_labels), generator=torch.Generator().manual_seed(seed))
     parts = order[val_size:][:train_size], order[:val_size]
     return tuple(Split(dataset.train_images[part].to(device), dataset.train_labels[part].to(device)) for part in parts)

@@ -2,8 +2,6 @@
 compiled, and on CUDA all of the step recorded as one graph (Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs",
 and torch.cuda.CUDAGraph), which the host starts with a single call instead of a thousand."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers.common import distributed
-from helpers.common.device import seed_everything
+from helpers.common.device import compile_if_possible, seed_everything
 from helpers.common.files import reason
 from helpers.vit.checkpoint import get_rng_state, set_rng_state
 
@@ -31,11 +29,10 @@ def prepare(run: Any, train_step: Callable[..., Tensor], example: Callable[[], t
     run.model.train()
     _make_state(run.optimizer)
     with rehearsal(run):
-        if run.cfg.compile:
-            for block in run.model.blocks:
-                block.compile(dynamic=False)
         images, targets = example()
-        _fit(run, eager, images, targets)
+        fit = partial(_fit, run, eager, images, targets)
+        if not (run.cfg.compile and compile_if_possible(run.model.blocks, fit)):
+            fit()
         step = _graphed(run, eager, images, targets) if run.compute.device.type == "cuda" else eager
     run.forward = distributed.wrap(run.forward)
     return step
@@ -50,14 +47,11 @@ def epoch_order(run: Any) -> Tensor:
 
 
 def stop_if_lost(run: Any, results: list[Tensor]) -> None:
-    """Raise `FloatingPointError` where none of the last ten steps, `results` the latest, had finite gradients, or none
-    of a run that ends with fewer."""
+    """Raise `FloatingPointError` where none of the last ten steps, `results` the latest, had finite gradients."""
     last = (run.recent + results)[-10:]
-    enough = len(last) == 10 or (run.progress >= 1 and len(last) == run.step)
-    if enough and not torch.stack(last)[:, 1].isfinite().any():
-        count = "ten" if len(last) == 10 else "all"
+    if len(last) == 10 and not torch.stack(last)[:, 1].isfinite().any():
         raise FloatingPointError(
-            f"{count} steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
+            "ten steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
             "resume=True and amp=False, or start anew with a lower lr"
         )
 
@@ -109,32 +103,21 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _fit(run: Any, eager: Step, images: Tensor, targets: Tensor) -> None:
-    """Double `run.parts` until a step fits into the memory of every process; go on uncompiled where compiling fails."""
-    compiled = run.cfg.compile
+    """Double `run.parts` until a step fits into the memory of every process."""
     while True:
-        full, failure = False, None
+        run.optimizer.zero_grad()  # of a step that failed
+        full = False
         try:
             eager(images, targets)
         except torch.OutOfMemoryError:
             full = True
             if run.parts == len(images):
                 raise
-        except Exception as error:  # a compiler that is missing or too old, a GPU that is too old: each raises its own
-            if not compiled:
-                raise
-            failure = reason(error)
         # from here on outside the except block, which would keep the failed step's tensors alive
-        if failure:
-            print(f"torch.compile does not work here, going on without: {failure}")
-            compiled = False
-            for block in run.model.blocks:
-                block._compiled_call_impl = None
-        elif not distributed.any_rank(full):
+        if not distributed.any_rank(full):
             return
-        else:
-            run.parts = min(2 * run.parts, len(images))
-            print(f"out of memory: each batch of {run.cfg.batch_size} images is computed in {run.parts} parts")
-        run.optimizer.zero_grad()
+        run.parts = min(2 * run.parts, len(images))
+        print(f"out of memory: each batch of {run.cfg.batch_size} images is computed in {run.parts} parts")
         if images.is_cuda:
             torch.cuda.empty_cache()
 
@@ -148,7 +131,7 @@ def _graphed(run: Any, eager: Step, images: Tensor, targets: Tensor) -> Step:
         step = _capture(eager, images, targets)
         problem = _difference(run, eager, step, images, targets)
     except Exception as error:  # what cannot be recorded is known only once it is tried
-        problem = (str(error).strip() or repr(error)).splitlines()[0]
+        problem = reason(error)
     if problem:
         print(f"training without a CUDA graph: {problem}")
         torch.cuda.synchronize()

@@ -1,7 +1,5 @@
 """Predictions, and accuracy, calibration and the worst mistakes from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """q1's figures: each function returns one, `finish` saves and shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,9 +1,6 @@
 """Data sets kept as image files: in folders by class, with the class in their names, or as in the competition."""
 
-from __future__ import annotations
-
 import csv
-import re
 import unicodedata
 from collections.abc import Collection
 from itertools import islice
@@ -15,11 +12,10 @@ from helpers.vit import layouts
 from helpers.vit.image_set import Reading, Table
 
 
-def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
-    """(image files in natural order, names of other files) directly in `folder`."""
+def _images_in(folder: Path) -> list[Path]:
+    """The image files directly in `folder`, in natural order."""
     files = peek(folder)[1]
-    images = [files[name] for name in sorted(filter(is_image, files), key=natural)]
-    return images, [name for name in files if not is_image(name)]
+    return [files[name] for name in sorted(filter(is_image, files), key=natural)]
 
 
 def _inner(folder: Path) -> Path:
@@ -29,21 +25,21 @@ def _inner(folder: Path) -> Path:
     return folder
 
 
-def _class_tables(folder: Path, without: Collection[Path] = ()) -> tuple[list[Table], list[str]]:
-    """(a table for each class folder, or of all images where their names tell, names left out)."""
-    tables, left_out, folders = [], [], peek(folder)[0]
-    for name in [name for name in sorted(folders, key=natural) if folders[name] not in without]:
-        images, others = _images_in(_inner(folders[name]))
-        labels = [unicodedata.normalize("NFC", name).strip()] * len(images)  # a Mac decomposes letters
-        tables += [Table(images, labels, str(folders[name]))] if images else []
-        left_out += others if images else [f"{name}/"]
-    if len(tables) < 2:  # 0_frog.png, where frog is one of the classes
-        images, left_out = _images_in(folder)
-        listed = peek(folder.parent)[1].get("labels.txt")
-        known = {*(listed.read_text(errors="replace").split() if listed else layouts.CLASSES)}
-        labels = [path.stem.partition("_")[2] for path in images]
-        tables = [Table(images, labels, str(folder))] if labels and known.issuperset(labels) else []
-    return tables, left_out
+def _class_tables(folder: Path, without: Collection[Path] = ()) -> list[Table]:
+    """A table for each class folder, or of all images where their names tell."""
+    folders, tables = peek(folder)[0], []
+    for name in sorted(folders, key=natural):
+        images = [] if folders[name] in without else _images_in(_inner(folders[name]))
+        label = unicodedata.normalize("NFC", name).strip()  # a Mac decomposes letters
+        tables += [Table(images, [label] * len(images), str(folders[name]))] if images else []
+    if len(tables) > 1:
+        return tables
+    # 0_frog.png, where frog is one of the classes
+    images = _images_in(folder)
+    listed = peek(folder.parent)[1].get("labels.txt")
+    known = {*(listed.read_text(errors="replace").split() if listed else layouts.CLASSES)}
+    labels = [path.stem.partition("_")[2] for path in images]
+    return [Table(images, labels, str(folder))] if labels and known.issuperset(labels) else []
 
 
 def read_images(root: Path, own: bool = True) -> Reading | str | None:
@@ -53,18 +49,19 @@ def read_images(root: Path, own: bool = True) -> Reading | str | None:
     places = {split: _inner(path) for split, path in named.items()}
     inside = peek(next(iter(places.values()), root))[0]
     if not own and len(inside) > 1 and not layouts.are_cifar10(inside):
-        any_images = any(_images_in(path)[0] for path in islice(inside.values(), 3))
+        any_images = any(_images_in(path) for path in islice(inside.values(), 3))
         return f"{root}, whose class folders are {some(sorted(inside), 10)}" if any_images else None
     found = {split: _class_tables(path) for split, path in places.items()}
-    found = {split: tables for split, tables in found.items() if tables[0]}
-    if not found and (reading := _read_competition(root)):
-        return reading
-    if not found:
+    if not any(found.values()):
+        if reading := _read_competition(root):
+            return reading
         found = {layouts.split_of(root) or "train": _class_tables(root, named.values())}
-    if any(tables for tables, _ in found.values()):
-        left_out = [name for _, names in found.values() for name in names]
-        return Reading(root, "class folders", {split: tables for split, (tables, _) in found.items()}, (), left_out)
-    flat = next((path for path in places.values() if _images_in(path)[0]), None)
+    if any(found.values()):
+        used = {image for tables in found.values() for table in tables for image in table.images}
+        beside = [path for folder in {image.parent for image in used} for path in peek(folder)[1].values()]
+        left_out = sorted(path.name for path in beside if path not in used)
+        return Reading(root, "class folders", found, (), left_out)
+    flat = next((path for path in places.values() if _images_in(path)), None)
     step = "for the Kaggle competition, copy trainLabels.csv beside it"
     return f"{flat}, whose images no folder, name or table gives a class ({step})" if flat else None
 
@@ -75,13 +72,11 @@ def _read_competition(root: Path) -> Reading | None:
     table, folder = files.get("trainlabels.csv"), folders.get("train", root)
     if not table:
         return None
-    images, others = _images_in(_inner(folder))
+    images = _images_in(_inner(folder))
     if not images:
-        packed = next((path for name, path in files.items() if re.fullmatch(r"train\.(7z|rar|zip)", name)), None)
-        step = "Put the images there"
-        if packed:  # nothing can be written where Kaggle puts them
-            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
-            step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
+        packed = files.get("train.7z", root / "train.7z")  # nothing can be written where Kaggle puts it
+        step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+        step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
         raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
     label_of = _read_labels(table)
     if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
@@ -89,25 +84,16 @@ def _read_competition(root: Path) -> Reading | None:
         names = some([f"{stem}.png" for stem in unpaired])
         raise DataError(f"{count} have no file in {folder}, or no row in {table}: {names}.")
     labelled = Table(images, [label_of[path.stem] for path in images], str(table))
-    return Reading(
-        root, "Kaggle competition", {"train": [labelled]}, (), [name for name in others if name != table.name]
-    )
+    return Reading(root, "Kaggle competition", {"train": [labelled]}, layouts.CLASSES)
 
 
 def _read_labels(table: Path) -> dict[str, str]:
     """{id: class} of a trainLabels.csv."""
-    label_of: dict[str, str] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             names = [name.strip().lower() for name in next(csv.reader(file), ())]
             if not {"id", "label"} <= {*names}:
                 raise DataError(f"{table}: the first line is {some(names)}, expected columns id and label.")
-            for number, row in enumerate(csv.DictReader(file, names), 2):
-                key, label = ((row[column] or "").strip() for column in ("id", "label"))
-                if layouts.cifar10_name(label) not in layouts.CLASSES or key in label_of or not key:
-                    problem = f"label {label!r} is no class, or id {key!r} is empty or there twice"
-                    raise DataError(f"{table}, line {number}: {problem}.")
-                label_of[key] = label
+            return {row["id"]: row["label"] for row in csv.DictReader(file, names, restval="")}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: is no readable CSV ({error}).") from error
-    return label_of

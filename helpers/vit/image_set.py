@@ -1,7 +1,5 @@
 """A data set's tables of images and labels, decoded, checked and joined to tensors; every reader ends here."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math
@@ -22,7 +20,6 @@ from helpers.common.files import DataError, free_memory, natural, some
 from helpers.common.images import open_image, to_upright_rgb
 from helpers.vit.layouts import CLASSES, SOME_OF_CIFAR100, are_cifar10, cifar10_name
 
-PIXEL_SHAPES = ((3072,), (3, 32, 32), (32, 32, 3))  # of an image in an array
 SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's and CIFAR-100's
 MAX_CLASSES = 1000
 
@@ -30,7 +27,7 @@ MAX_CLASSES = 1000
 class Table(NamedTuple):
     """Images with their labels, as one file or folder has them."""
 
-    images: object  # an array of pixels, or a list of image files (Path, or their bytes)
+    images: object  # an array uint8 [N, 3, 32, 32], or a list of image files (Path, or their bytes)
     labels: object  # as many integers, or names of classes
     where: str  # for errors
 
@@ -47,9 +44,8 @@ class Reading(NamedTuple):
     def class_names(self) -> list[str]:
         """The classes of the training images: as recorded, or as the labels have them; empty for numbers."""
         tables = self.splits.get("train") or chain(*self.splits.values())
-        return [*self.classes] or sorted(
-            {x for table in tables for x in table.labels if isinstance(x, str)}, key=natural
-        )
+        names = {label for table in tables for label in table.labels if isinstance(label, str)}
+        return [*self.classes] or sorted(names, key=natural)
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,6 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
     # labels first: decoding takes longer
     labels = {split: np.concatenate([_numbers(table, names) for table in group]) for split, group in tables.items()}
     pixels, kinds = _pixels(tables, img_size, path, notes)
-    for split, images in pixels.items():
-        low, high = images.min(), images.max()
-        if low == high or high <= 1:
-            what = f"all pixels are {low}" if low == high else "pixels are 0 or 1. Were they divided by 255 before?"
-            raise DataError(f"{path}: in the {split} set {what}.")
     classes, name = _identified(path, recorded, {split: len(numbers) for split, numbers in labels.items()}, notes)
 
     parts = {split: (pixels[split], labels[split]) for split in tables}
@@ -112,7 +103,7 @@ def assemble(reading: Reading, img_size: int = 32, training: bool = True) -> Ima
     if kinds["JPEG"] and name.startswith("CIFAR-"):
         notes.append(f"{kinds['JPEG']:,} of {kinds.total():,} image files are JPEG, not {name}'s exact pixels")
     if reading.left_out:
-        notes.append(f"{len(reading.left_out):,} files or folders were left out: {some(reading.left_out, 3)}")
+        notes.append(f"{len(reading.left_out):,} files were left out: {some(reading.left_out, 3)}")
     source = f"{path} ({reading.layout}{', ' if kinds else ''}{' and '.join(sorted(kinds))})"
     train, test = tensors(*parts["train"]), tensors(*parts["test"])
     return ImageSet(*train, *test, tuple(classes), name, source, tuple(dict.fromkeys(notes)), held_out)
@@ -148,8 +139,6 @@ def _numbers(table: Table, names: Sequence[str]) -> np.ndarray:
     # the same class may be written in several ways
     key = cifar10_name if are_cifar10(names) else str.casefold
     number = {key(name): k for k, name in enumerate(CLASSES if key is cifar10_name else names)}
-    if len(number) < len(names):
-        raise DataError(f"{where}: of the classes {some(names, 20)} two are the same.")
     if labels.dtype.kind == "U":
         if unknown := sorted({str(name) for name in labels if key(name) not in number}):
             raise DataError(f"{where}: label {some(unknown)} is none of the classes {some(names, 10)}.")
@@ -191,49 +180,39 @@ def _pixels(
 ) -> tuple[dict[str, np.ndarray], Counter[str]]:
     """({split: uint8 [N, 3, S, S]}, how many files are of which kind). S is 32 where the first image of every folder or
     file has 32x32 pixels, else `img_size`."""
-    every = [table.images for group in tables.values() for table in group if len(table.images)]
-    if not any(isinstance(images, list) for images in every):
-        arrays = {split: [_checked_pixels(table, notes) for table in group] for split, group in tables.items()}
-        return {split: np.concatenate(group) for split, group in arrays.items()}, Counter()
+    every = [table for group in tables.values() for table in group if len(table.images)]
+    if not any(isinstance(table.images, list) for table in every):
+        return {k: np.concatenate([table.images for table in group]) for k, group in tables.items()}, Counter()
+    sources = [source for table in every for source in table.images]
     # room for the images and a copy of them, which is made when some are held out
-    count, room, first = sum(map(len, every)), free_memory(), np.empty((3, 32, 32), np.uint8)
-    side = 32 if all(_decode(images[0], first, [])[-1] == "32x32" for images in every) else img_size
+    count, room, first = len(sources), free_memory(), np.empty((3, 32, 32), np.uint8)
+    side = 32 if all(_decode(table.images[0], first, [])[-1] == "32x32" for table in every) else img_size
     need = 6 * count * side**2
     if need > room:
         step = "" if side == 32 else f"img_size of {math.isqrt(int(room / (6 * count)))} at most, or "
         what = f"{count:,} images of this size, and a copy of them, are {need / 1e9:,.1f} GB"
         raise DataError(f"{path}: {what}; {room / 1e9:,.1f} GB of memory are free: give {step}fewer images.")
 
-    pixels, found, remarks = {}, [], []
-    for split, group in tables.items():
-        pixels[split] = np.empty((sum(len(table.images) for table in group), 3, side, side), np.uint8)
-        found += _decode_all(group, pixels[split], split, remarks)
-    kinds, sizes = map(Counter, zip(*found, strict=True))
+    rows, remarks = np.empty((count, 3, side, side), np.uint8), []
+    decode = functools.partial(_decode, remarks=remarks)
+    results = thread_map(decode, sources, rows, max_workers=16, desc="reading", unit="img")
+    names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in every for i, f in enumerate(table[0]))
+    problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+    if problems:
+        raise DataError(f"{some(problems)}. {len(problems):,} of {count:,} images cannot be used.")
+    kinds, sizes = map(Counter, zip(*results, strict=True))
     if others := [size for size, _ in sizes.most_common() if size != f"{side}x{side}"]:
         how = f"{sum(sizes[size] for size in others):,} of {count:,} images were resized to {side}x{side}"
         notes.append(f"{how} by their shorter side, the middle kept; they had {some(others, 3)} pixels")
     notes += [f"{len(remarks):,} images have more than 8 bits, such as: {remarks[0]}"] if remarks else []
-    return pixels, kinds
-
-
-def _decode_all(group: Sequence[Table], rows: np.ndarray, split: str, remarks: list[str]) -> list[tuple[str, str]]:
-    """`_decode` the image files of tables into `rows`, in their order."""
-    sources = [source for table in group for source in table.images]
-    names = (f if isinstance(f, Path) else f"{table.where}, row {i}" for table in group for i, f in enumerate(table[0]))
-    decode = functools.partial(_decode, remarks=remarks)
-    results = thread_map(decode, sources, rows, max_workers=16, desc=f"reading {split}", unit="img")
-    problems = [f"{name}: {result}" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
-    if problems:
-        raise DataError(f"{some(problems)}. {len(problems):,} of {len(sources):,} images cannot be used.")
-    return results
+    ends = np.cumsum([sum(len(table.images) for table in group) for group in tables.values()])
+    return dict(zip(tables, np.split(rows, ends[:-1]), strict=True)), kinds
 
 
 def _decode(source: Path | bytes, row: np.ndarray, remarks: list[str]) -> tuple[str, str] | str:
     """Decode an image into `row`, uint8 [3, S, S], and return (kind such as "PNG", size such as "48x64"), or what is
     wrong with it."""
     try:
-        if not isinstance(source, (Path, bytes)):
-            return f"is {type(source).__name__}, not the bytes of an image"
         with open_image(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             size, kind, side = image.size, "JPEG" if image.format == "MPO" else image.format, len(row[0])
             if size != (side, side):
@@ -250,22 +229,3 @@ def _decode(source: Path | bytes, row: np.ndarray, remarks: list[str]) -> tuple[
 def fitted(image: Image.Image, side: int) -> np.ndarray:
     """uint8 [side, side, 3]: the shorter side resized, and the middle cut out."""
     return np.array(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
-
-
-def _checked_pixels(table: Table, notes: list[str]) -> np.ndarray:
-    """uint8 [N, 3, 32, 32] from an array of numbers from 0 to 255, or from 0 to 1, in any of the usual shapes."""
-    values = table.images
-    shape = getattr(values, "shape", ())[1:]
-    usual = shape in PIXEL_SHAPES and values.dtype.kind in "iuf"
-    low, high = (values.min(), values.max()) if usual and values.size else (0, 0)
-    if not usual or not 0 <= low <= high <= 255:
-        got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        got += f" from {low:g} to {high:g}" if usual else ""
-        expected = "numbers from 0 to 255 (or to 1), not normalised, as [N, 3072], [N, 3, 32, 32] or [N, 32, 32, 3]"
-        raise DataError(f"{table.where}: the images are {got}, expected {expected}.")
-    if values.dtype.kind == "f":
-        factor = 255 if high <= 1 and (values % 1).any() else 1
-        values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
-        notes += ["pixels from 0 to 1 were multiplied by 255"] if factor == 255 else []
-    # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
-    return values.transpose(0, 3, 1, 2) if shape == (32, 32, 3) else values.reshape(-1, 3, 32, 32)

@@ -1,7 +1,5 @@
 """The names by which data sets are recognised: CIFAR-10's classes, and what splits, columns and files are called."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -36,7 +34,6 @@ BATCHES = {
     "CIFAR-100": {"train": ("train",), "test": ("test",)},
 }
 BATCH_ENDINGS = {"": "pickled batches", ".bin": "binary batches", ".mat": "MATLAB batches"}
-BATCH_FOLDER = r"cifar-(10-batches-(py|bin|mat)|100-(python|binary|matlab))"
 METAS = ("batches.meta", "batches.meta.txt", "batches.meta.mat", "meta", "meta.mat", "fine_label_names.txt")
 TABLES = (".parquet", ".arrow")
 CIFAR10 = r"cifar[-_ ]?10(?!\d)"

@@ -1,8 +1,5 @@
 """Trained weights put to use: pictures of any kind are classified, and Kaggle's unlabelled test images."""
 
-from __future__ import annotations
-
-import csv
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers.common.device import Compute, pick_compute
-from helpers.common.files import dispensable_path, load_plain, peek
+from helpers.common.files import load_plain, peek, write_csv
 from helpers.common.images import ImageError, find_images, read_image
-from helpers.vit import evaluate
+from helpers.vit import data, evaluate
 from helpers.vit.image_set import fitted
 
 BATCH = 256
@@ -51,14 +48,12 @@ def classify(
 ) -> Iterator[Answer]:
     """Yield an `Answer` for each picture of `source`, see `find_images`; those that cannot be read are skipped with a
     warning, and `ValueError` is raised where none can. `prepare` maps uint8 [B, 3, H, W] to the model's input."""
-    paths, count = find_images(source), 0
-    for group, images, broken in _batches(paths, size, "classifying"):
-        for _, problem in broken:
-            print(f"warning: skipped: {problem}")
-        if group:
-            count += len(group)
-            yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
-    if not count:
+    paths, broken = find_images(source), []
+    for group, images in _batches(paths, size, "classifying", broken):
+        yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
+    for _, problem in broken:
+        print(f"warning: skipped: {problem}")
+    if len(broken) == len(paths):
         raise ValueError(f"pictures={str(source)!r}: none of the {len(paths)} pictures could be read")
 
 
@@ -69,23 +64,18 @@ def tell(answers: Iterator[Answer], classes: Sequence[str], table: Path) -> list
     for answer in answers:
         surest = answer.probabilities.topk(min(5, len(classes)))
         named = [(classes[k], 100 * p) for p, k in zip(*map(Tensor.tolist, surest), strict=True)]
-        rows.append((str(answer.path), named[0][0], f"{named[0][1]:.2f}"))
+        rows.append({"picture": answer.path, "label": named[0][0], "percent": f"{named[0][1]:.2f}"})
         if len(first) < SHOWN:
             first.append(answer)
             print(f"{answer.path}: " + ", ".join(f"{name} {percent:.1f} %" for name, percent in named))
     if len(rows) > len(first):
         print(f"and {len(rows) - len(first):,} more: all are in {table}")
-    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("picture", "label", "percent"), *rows])
+    write_csv(rows, table)
     return first
 
 
 def write_submission(
-    table: Path,
-    roots: Sequence[str | Path],
-    classes: Sequence[str],
-    guess: Callable[[Tensor], Tensor],
-    size: int,
+    table: Path, roots: Sequence[str | Path], classes: Sequence[str], guess: Callable[[Tensor], Tensor], size: int
 ) -> bool:
     """Write Kaggle's submission.csv (id, label) where one of `roots` holds the competition's unlabelled test images;
     they are read in batches. `guess` maps uint8 [B, 3, H, W] to probabilities [views, B, classes]. An image that cannot
@@ -94,35 +84,27 @@ def write_submission(
     if folder is None:
         return False
     ids = [entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")]
-    ids, label = sorted(filter(str.isdecimal, ids), key=int), {}
-    for group, images, broken in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv"):
-        label |= {path.stem: classes[0] for path, _ in broken}
-        for path, problem in broken:
-            print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
-        if group:
-            guesses = guess(images=images).mean(0).argmax(-1).tolist()
-            label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
-    with dispensable_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "label"), *((number, label[number]) for number in ids)])
+    ids, broken = sorted(filter(str.isdecimal, ids), key=int), []
+    label = dict.fromkeys(ids, classes[0])
+    for group, images in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv", broken):
+        guesses = guess(images=images).mean(0).argmax(-1).tolist()
+        label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
+    for path, problem in broken:
+        print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
+    write_csv([{"id": number, "label": label[number]} for number in ids], table)
     print(f"{table}: the labels of {len(ids):,} images in {folder}")
     return True
 
 
 def find_competition(roots: Sequence[str | Path]) -> Path | None:
     """The folder of unlabelled test images, `<id>.png`, of Kaggle's competition, at most two folders below a root."""
-    level = [Path(os.path.expanduser(root)) for root in roots]  # noqa: PTH111
-    level = [root.parent if root.is_file() else root for root in level]
-    for _ in range(3):
-        below = []
-        for folder in level:
-            folders, files = peek(folder)
+    for root in map(Path, roots):
+        for folder in data.folders_below(root.parent if root.is_file() else root):
             test = folder / "test"
-            if any(name.lower() in TABLES for name in files) and test.is_dir():
+            if any(name.lower() in TABLES for name in peek(folder)[1]) and test.is_dir():
                 test = test / "test" if (test / "test").is_dir() else test  # as some tools unpack test.7z
                 if any(entry.name[:1].isdecimal() for entry in itertools.islice(os.scandir(test), 10)):
                     return test
-            below += [path for name, path in folders.items() if name.lower() not in ("train", "test")][:100]
-        level = below
     return None
 
 
@@ -154,11 +136,12 @@ def _normalise(images: Tensor, size: int, scale: Sequence[Tensor]) -> Tensor:
 
 
 def _batches(
-    paths: Sequence[Path], size: int, title: str
-) -> Iterator[tuple[list[Path], Tensor | None, list[tuple[Path, str]]]]:
-    """Yield (paths, uint8 [B, 3, S, S], (paths that cannot be read, why)), in order, `BATCH` pictures at a time."""
+    paths: Sequence[Path], size: int, title: str, broken: list[tuple[Path, str]]
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Yield (paths, uint8 [B, 3, S, S]), in order, at most `BATCH` pictures at a time; `broken` collects (path, why it
+    cannot be read)."""
 
-    def attempt(path: Path) -> Any:
+    def attempt(path: Path) -> tuple[Path, Any]:
         try:
             return path, read_picture(path, size)
         except ImageError as error:
@@ -168,9 +151,9 @@ def _batches(
     with ThreadPoolExecutor(16) as pool, bar:
         for start in range(0, len(paths), BATCH):
             results = [*pool.map(attempt, paths[start : start + BATCH])]
+            broken += [entry for entry in results if isinstance(entry[1], str)]
             read = [entry for entry in results if isinstance(entry[1], Tensor)]
-            yield [], None, [entry for entry in results if not isinstance(entry[1], Tensor)]
             for _, group in itertools.groupby(read, key=lambda entry: entry[1].shape):
                 group_paths, images = zip(*group, strict=True)
-                yield [*group_paths], torch.stack(images), []
+                yield [*group_paths], torch.stack(images)
             bar.update(len(results))

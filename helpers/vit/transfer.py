@@ -1,7 +1,5 @@
 """Weights of a file put into a ViT: all of them to test it, or those that fit to begin a training from."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -19,15 +17,11 @@ WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DataParallel and torch.
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], path: object) -> None:
-    """Load `weights`, which have to be those of this model; raises `ValueError` with the first that is not."""
-    weights, expected = _unwrapped(weights), model.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in (*expected, *weights):
-        here, there = tuple(expected[name].shape) if name in expected else None, shapes.get(name)
-        if here != there:
-            there, here = there or "not there", here or "not known here"
-            raise ValueError(f"{path}: weights and config disagree: {name} is {there}, by the config {here}")
-    model.load_state_dict(weights)
+    """Load `weights`, which have to be those of this model; raises `ValueError` with those that are not."""
+    try:
+        model.load_state_dict(_unwrapped(weights))
+    except RuntimeError as error:  # its first line says that there are some, the next ones which
+        raise ValueError(f"{path}: weights and config disagree: {str(error).splitlines()[1].strip()}") from error
 
 
 @torch.no_grad()
@@ -52,7 +46,8 @@ def begin_from(run: Any, path: Path | str) -> None:
         if value.shape == own[name].shape and not (other_classes and name.startswith("head.")):
             fitting[name] = value
     if not any(name.startswith("blocks.") for name in fitting):
-        there, here = (_layer(each, "blocks.0.attn.qkv.weight") for each in (weights, own))
+        first = "blocks.0.attn.qkv.weight"
+        there, here = ([*each[first].shape] if first in each else "absent" for each in (weights, own))
         raise ValueError(f"init_weights={str(path)!r} fits nowhere: a first layer is {there} there, {here} here")
 
     for model in (run.model, run.ema):
@@ -68,13 +63,10 @@ def begin_from(run: Any, path: Path | str) -> None:
 
 def resample_positions(positions: Tensor, tokens: int) -> Tensor:
     """Positions [1, n + G², D] for `tokens` = 1 + g², by antialiased bicubic interpolation of the grid, as timm's
-    `resample_abs_pos_embed`; as they are where they fit already, or neither is a square and [CLS]."""
-    grids = [math.isqrt(count - 1) for count in (positions.shape[1], tokens)]
-    if positions.shape[1] == tokens or any(
-        grid**2 + 1 != count for grid, count in zip(grids, (positions.shape[1], tokens), strict=True)
-    ):
+    `resample_abs_pos_embed`; as they are where they fit already, or are no square and [CLS]."""
+    before, after = (math.isqrt(count - 1) for count in (positions.shape[1], tokens))
+    if before == after or before**2 + 1 != positions.shape[1]:
         return positions
-    before, after = grids
     cls, grid = positions[:, :1], positions[:, 1:].float().unflatten(1, (before, before)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, (after, after), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([cls, grid.flatten(2).mT.to(cls)], dim=1)
@@ -83,7 +75,3 @@ def resample_positions(positions: Tensor, tokens: int) -> Tensor:
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights by their names without the prefixes of wrappers."""
     return {WRAPPERS.sub("", name): value for name, value in weights.items()}
-
-
-def _layer(weights: Mapping[str, Tensor], name: str) -> str:
-    return str([*weights[name].shape]) if name in weights else "absent"

@@ -81,7 +81,7 @@ def test_flags_and_resume(q1, tmp_path):
 
 
 def test_pictures_are_looked_for_before_training(q1, tmp_path):
-    with pytest.raises(ValueError, match=r"pictures='.*jpg': .*no image there; found: nothing"):
+    with pytest.raises(ValueError, match=r"jpg: no image there; found: nothing"):
         checked(q1, pictures=str(tmp_path / "*.jpg"))
     (tmp_path / "a.jpg").write_bytes(b"")
     checked(q1, pictures=tmp_path)
@@ -99,7 +99,7 @@ def test_half_precision_on_a_cpu_is_warned_of(q1, monkeypatch, tmp_path, capsys)
 def test_an_output_folder_that_is_a_file_is_named(q1, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("")
-    with pytest.raises(OSError, match=r"out_dir='taken': a checkpoint of .* cannot be written there"):
+    with pytest.raises(OSError, match=r"out_dir='taken': nothing can be written there"):
         configured(q1, out_dir="taken")
 
 
@@ -186,5 +186,7 @@ def test_a_run_is_resumed_with_its_own_settings_only():
         check_resumable(SimpleNamespace(lr=1, depth=4, epochs=20, out_dir="b"), stored, "last.pth")
     stored = {"images": "CIFAR-10, checksum 1", "data_root": "batches"}
     now = SimpleNamespace(images="CIFAR-10, checksum 2", data_root="folders")
-    with pytest.raises(ValueError, match=r"other images, .*give the data_root it began with \('batches' there\)"):
+    with pytest.raises(
+        ValueError, match=r"images='CIFAR-10, checksum 1' \(now .* the data_root it began with \('batches' there\)"
+    ):
         check_resumable(now, stored, "last.pth")

@@ -534,22 +534,22 @@ def test_missing_batches_are_named(tmp_path):
         ({"data": None}, ["no images"]),
         ({"data": np.zeros((24, 784), np.uint8)}, ["784"]),
         ({"data": np.full((24, 3072), -1, np.float32)}, ["float32", "from -1 to -1"]),
-        ({"data": "pixels"}, ["str"]),
+        ({"data": "pixels"}, ["<U6", "no 32x32 colour images"]),
         ({"labels": None, "names": [1] * 24}, ["no labels", "names"]),
     ],
 )
 def test_a_batch_with_wrong_content_is_named(tmp_path, change, words):
     write_batches(tmp_path)
-    content = {"data": np.zeros((24, 3072), np.uint8), "labels": [0] * 24, **change}
+    content = {"data": np.full((24, 3072), 9, np.uint8), "labels": [0] * 24, **change}
     (tmp_path / "cifar-10-batches-py" / "data_batch_4").write_bytes(pickle.dumps(content))
     expect(tmp_path, "data_batch_4", *words)
 
 
-def test_other_class_names_in_the_meta_file_are_refused(tmp_path):
+def test_the_order_of_the_classes_is_the_meta_files(tmp_path):
     write_batches(tmp_path)
     meta = tmp_path / "cifar-10-batches-py" / "batches.meta"
     meta.write_bytes(pickle.dumps({"label_names": [*NAMES[1:], "airplane"]}))
-    expect(tmp_path, "batches.meta", "label_names")
+    check(read_images(tmp_path), train_y=(TRAIN_Y + 1) % 10, test_y=(TEST_Y + 1) % 10)
     meta.unlink()  # the order of the classes is known without it
     check(read_images(tmp_path))
 
@@ -640,7 +640,7 @@ def test_an_empty_class_in_the_batches_is_named(tmp_path):
     [
         (b"", ["no readable image"]),
         (b"not an image", ["no readable image"]),
-        (png(TRAIN_X[0])[:1500], ["1 of 120"]),
+        (png(TRAIN_X[0])[:1500], ["truncated. 1 of "]),
     ],
 )
 def test_a_corrupt_image_is_named(tmp_path, content, words):
@@ -659,7 +659,7 @@ def test_several_corrupt_images_are_counted(tmp_path):
     write_folders(tmp_path)
     for i in range(12):
         (tmp_path / "train" / "airplane" / f"{i}.png").write_bytes(b"x")
-    expect(tmp_path, "airplane/0.png", "airplane/4.png", "7 more", "12 of 120")
+    expect(tmp_path, "airplane/0.png", "airplane/4.png", "7 more", "12 of 150")
 
 
 def test_the_label_table_is_checked(tmp_path):
@@ -670,8 +670,10 @@ def test_the_label_table_is_checked(tmp_path):
     for text, words in [
         ("\n".join(lines[:-1]), ["120.png", "1 of the 120"]),  # an image without a row
         (intact + "121,cat\n", ["121.png", "1 of the 121"]),  # a row without an image
-        (intact + "7,cat\n", ["line 122", "'7'", "twice"]),
-        (intact.replace(f"\n5,{lines[5].split(',')[1]}\n", "\n5,lion\n"), ["line 6", "'lion'"]),
+        (
+            intact.replace(f"\n5,{lines[5].split(',')[1]}\n", "\n5,lion\n"),
+            ["label lion is none of the classes airplane"],
+        ),
         ("number,name\n1,cat\n", ["number", "id and label"]),
         ("id,label\n", ["1.png", "120 of the 120"]),
         ("", ["id and label"]),
@@ -703,7 +705,7 @@ def test_a_packed_competition_says_what_to_do(tmp_path):
         ({"y_train": TRAIN_Y * 11}, ["label 11", "CIFAR-100"]),
         ({"y_train": TRAIN_Y.astype(object)}, ["pickled objects"]),
         ({"y_train": np.eye(10)[TRAIN_Y] * 0.5}, ["y_train", "[120, 10]"]),
-        ({"x_train": TRAIN_X * 0}, ["all pixels are 0"]),
+        ({"x_train": TRAIN_X * 0}, ["x_train are all 0"]),
         ({"x_train": TRAIN_X % 2}, ["divided by 255 before"]),
     ],
 )
@@ -754,7 +756,7 @@ def test_parquet_with_wrong_content_is_named(tmp_path):
         pq.write_table(pa.table({"img": images, "label": labels}), culprit)
         expect(tmp_path, culprit.name, *words)
     pq.write_table(pa.table([good, TRAIN_Y[60:], TRAIN_Y[60:]], ["img", "label", "label"]), culprit)
-    expect(tmp_path, culprit.name, "several columns of the same name: img, label, label")
+    expect(tmp_path, culprit.name, '"label" exists 2 times')
     pq.write_table(
         pa.table({"img": good, "caption": ["a cat"] * 60}), culprit.with_name("train-00000-of-00002.parquet")
     )
@@ -773,12 +775,6 @@ def test_empty_tables_are_no_images(tmp_path):
 def test_more_images_than_cifar10_has_are_refused(tmp_path):
     images = np.broadcast_to(TEST_X[:1], (10_010, 32, 32, 3))
     expect(write_npz(tmp_path, x_test=images, y_test=np.arange(10_010) % 10), "10,010", "10,000")
-
-
-def test_a_whole_copy_beside_a_broken_one_is_pointed_out(tmp_path):
-    write_batches(write_archive(tmp_path))
-    cut(tmp_path / "cifar-10-batches-py" / "data_batch_1")
-    expect(tmp_path, "data_batch_1", repr(str(tmp_path / "cifar-10-python.tar.gz")))
 
 
 # --------------------------------------------------------------------------------------------------------------- search
@@ -847,7 +843,7 @@ def numbered():
 
 
 @pytest.mark.parametrize(
-    ("val_size", "train_size", "kept"), [(20, None, 80), (20, 50, 50), (20, 80, 80), (0, None, 100)]
+    ("val_size", "train_size", "kept"), [(20, None, 80), (20, 50, 50), (20, 81, 80), (0, None, 100)]
 )
 def test_hold_out_gives_disjoint_parts_of_the_sizes_asked_for(numbered, val_size, train_size, kept):
     train, val = hold_out(numbered, val_size, train_size, 0, torch.device("cpu"))
@@ -874,12 +870,6 @@ def test_hold_out_is_decided_by_the_seed_alone(numbered):
 def test_hold_out_puts_everything_on_the_device(numbered):
     for part in hold_out(numbered, 20, None, 0, torch.device("meta")):
         assert part.images.device.type == part.labels.device.type == "meta"
-
-
-def test_hold_out_says_that_there_are_too_few(numbered):
-    message = r"val_size=20 and train_size=81: .* 100 training images in all; set train_size from 2 to 80, or to None"
-    with pytest.raises(ValueError, match=message):
-        hold_out(numbered, 20, 81, 0, torch.device("cpu"))
 
 
 def test_importing_needs_neither_network_nor_cuda():

@@ -103,7 +103,7 @@ def test_files_from_before_runs_had_an_id_are_kept_by_their_date(tmp_path, capsy
     run_folder.claim(tmp_path, FRESH)
     (kept,) = (tmp_path / "earlier").iterdir()
     assert kept.name.startswith("2001-09-") and (kept / "best_vit_cifar10.pth").read_bytes() == b"old"
-    assert "of another version" in capsys.readouterr().out
+    assert "(no history, 2001-09-" in capsys.readouterr().out
     (tmp_path / "history.csv").write_text("run,epoch,val_accuracy,ema_accuracy\n../../x,1,2,3\n")
     run_folder.claim(tmp_path, FRESH)
     assert not (tmp_path.parent / "x").exists() and len([*(tmp_path / "earlier").iterdir()]) == 2
@@ -113,10 +113,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     """Another open file holds the lock here, as another process would."""
     other = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
-    owner = {"run": "0123456789ab", "session": "another", "host": "here", "pid": 7, "began": "2026-01-01 00:00"}
-    (tmp_path / "run.json").write_text(json.dumps(owner))
-    said = "in use by run 0123456789ab, process 7 on here since 2026-01-01 00:00: give another out_dir"
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match="in use by another process that trains: give another out_dir"):
         run_folder.claim(tmp_path, FRESH)
     fcntl.flock(other, fcntl.LOCK_UN)
     run_folder.claim(tmp_path, FRESH)
@@ -134,33 +131,6 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     run_folder.claim(tmp_path, FRESH)
-    assert (tmp_path / "run.json").is_file()
-
-
-def test_runs_on_machines_that_share_a_disk_end_with_their_own_files(q1, tmp_path, monkeypatch, capsys):
-    """No lock tells of the other machine; the first run, whose folder the second takes, goes on under earlier/."""
-    monkeypatch.setattr(run_folder, "_lock", lambda out: None)
-    save_epoch, first, second = ckpt.save_epoch, make_run(q1, n=160, epochs=3), make_run(q1, n=160, lr=1e-6, min_lr=0)
-    taken = []
-
-    def save(run, row, out):
-        save_epoch(run, row, out)
-        if run is first and not taken:
-            taken.append(True)
-            with monkeypatch.context() as other_machine:
-                other_machine.setattr(run_folder, "SESSION", "another")
-                run_folder.claim(tmp_path, FRESH)
-                q1.train(second, tmp_path)
-
-    monkeypatch.setattr(ckpt, "save_epoch", save)
-    run_folder.claim(tmp_path, FRESH)
-    out = q1.train(first, tmp_path)
-    assert out == tmp_path / "earlier" / first.id and f"was taken by run {second.id}" in capsys.readouterr().out
-    assert ids_in(out) == {first.id} and len(rows_of(out / "history.csv")) == 3
-    assert ids_in(tmp_path) == {second.id} and len(rows_of(tmp_path / "history.csv")) == 2
-    for folder in (out, tmp_path):  # of whatever folder it is asked, the weights are its own
-        best = best_weights.load_best(folder / ckpt.BEST, DATASET, first)
-        assert best["run"] == first.id and best["val_accuracy"] == first.best_accuracy
 
 
 def test_a_run_resumed_over_anothers_best_does_not_take_it_for_its_own(q1, tmp_path, capsys):
@@ -171,19 +141,17 @@ def test_a_run_resumed_over_anothers_best_does_not_take_it_for_its_own(q1, tmp_p
     resumed = make_run(q1, n=160, epochs=3)
     ckpt.resume(resumed, tmp_path / "last.pth")
     assert resumed.best is None and f"is of another run ({other.id}, not {run.id})" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match=rf"run {run.id} has saved no weights yet \(.* is of run {other.id}\)"):
+    with pytest.raises(RuntimeError, match=f"run {run.id} has no weights yet"):
         best_weights.load_best(tmp_path / ckpt.BEST, DATASET, resumed)
     q1.train(resumed, tmp_path)
     assert ids_in(tmp_path) == {run.id}
-    kept = torch.load(tmp_path / "earlier" / other.id / ckpt.BEST, weights_only=True)
-    assert kept["run"] == other.id
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"out_dir='.*file': a checkpoint of 1\.0 MiB cannot be written there .*another"):
-        run_folder.check_writable(tmp_path / "file", 2**20, 2**22)
-    run_folder.check_writable(tmp_path / "new" / "folder", 2**20, 2**22)
+    with pytest.raises(OSError, match=r"out_dir='.*file': nothing can be written there .*another"):
+        run_folder.check_writable(tmp_path / "file")
+    run_folder.check_writable(tmp_path / "new" / "folder")
     assert not [*(tmp_path / "new" / "folder").iterdir()]
 
     def full(*_):
@@ -191,15 +159,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_training(tmp_path, m
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
-        run_folder.check_writable(tmp_path, 2**20, 2**22)
-
-
-def test_too_little_room_for_last_pth_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_folder, "free_space", lambda path: 3 * 2**20)
-    run_folder.check_writable(tmp_path, 2**20, 2**20)
-    assert not capsys.readouterr().out
-    run_folder.check_writable(tmp_path, 2**20, 2**22)
-    assert "warning: 3 MiB are free" in capsys.readouterr().out
+        run_folder.check_writable(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------ processes, notebooks
@@ -217,7 +177,7 @@ def test_two_runs_at_once_and_one_after_a_kill(tmp_path):
     run_id = next(line for line in iter(first.stdout.readline, "") if line.startswith("run ")).split()[1]
     next(line for line in iter(first.stdout.readline, "") if line.startswith("epoch 1:"))
     output, errors = (second := start(tmp_path, 1, 2)).communicate(timeout=300)
-    assert second.returncode and f"is in use by run {run_id}, process {first.pid}" in errors and "epoch" not in output
+    assert second.returncode and "is in use by another process" in errors and "epoch" not in output
     assert ids_in(tmp_path) == {run_id}
     first.kill()
     first.communicate()

@@ -23,7 +23,7 @@ def main(out: Path, seed: int, epochs: int) -> None:
     out.mkdir(exist_ok=True)
     run_folder.claim(out, SimpleNamespace(resume=False, checkpoint=None))
     print("run", run.id, flush=True)
-    out = q1.train(run, out)
+    q1.train(run, out)
     best = best_weights.load_best(out / ckpt.BEST, DATASET, run)
     run.model.load_state_dict(best["model"])
     print("tested", best["run"], best["val_accuracy"], q1.validate(run, run.val)["val_accuracy"], flush=True)

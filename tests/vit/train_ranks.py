@@ -80,7 +80,7 @@ def augmented(q1, out):
     q1.Clock.seconds = lambda clock: run.step * 60 / (200 + 50 * distributed.rank())
     q1.train(run, out)
     q1.Clock.seconds = seconds
-    return {"history": run.history, "steps": run.step, "best": run.best_accuracy}
+    return {"history": run.history, "steps": run.step, "best": run.best and run.best["val_accuracy"]}
 
 
 def run_short_of_memory(q1, out):
