@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.common.files import DataError, natural, peek, some
+from helpers.common.files import DataError, free_memory, natural, peek, some
 from helpers.vit import layouts
 from helpers.vit.image_set import Reading, Table
 
@@ -65,6 +65,11 @@ def _load(path: Path) -> dict[str, Any]:
         if ending == ".npz":
             # opened here, because np.load leaves a damaged file open
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+                unpacked = sum(info.file_size for info in arrays.zip.infolist())
+                if 2 * unpacked > free_memory():  # few bytes may be a great many once they are unpacked
+                    raise DataError(
+                        f"{path} holds {unpacked / 1e9:,.1f} GB of arrays, and there is no memory for them."
+                    )
                 wanted = {*layouts.IMAGES, *layouts.LABELS, *layouts.CLASS_NAMES}
                 return {key: arrays[key] if layouts.split_and_rest(key)[1] in wanted else None for key in arrays.files}
         if ending == ".npy":  # those beside it as well
@@ -82,6 +87,8 @@ def _load(path: Path) -> dict[str, Any]:
             return {"data": rows[:, -3072:], "labels": rows[:, -3073]}
         # encoding="bytes": Python 2's str arrives as bytes, so that raw pixels and names both survive
         return {_text(key): value for key, value in _Unpickler(io.BytesIO(data), encoding="bytes").load().items()}
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError(f"{path} is read by {error.name}, which is missing: pip install {error.name}.") from error
     except Exception as error:  # what damaged files raise is open-ended
@@ -189,6 +196,8 @@ def read_arrays(path: Path, own: bool = True) -> Reading | str | None:
     left_out: list[str] = []
     if kind := layouts.batch_kind(peek(path)[1]):
         layout, files = layouts.BATCH_ENDINGS[kind[1]], _official_files(path, *kind)
+        used = {file.name for paths in files.values() for file in paths}
+        left_out = [name for name in peek(path)[1] if name not in used and name.startswith("data_batch")]
     elif path.is_file():
         files = {"": [path]}
     else:

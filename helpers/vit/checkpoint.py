@@ -45,6 +45,8 @@ def begin(run: Any, out: Path) -> None:
     resumed = run.cfg.resume and resume(run, out / LAST if run.cfg.resume is True else Path(run.cfg.resume))
     if run.cfg.init_weights and not resumed:
         transfer.begin_from(run, run.cfg.init_weights)
+    if resumed and not run.best and distributed.is_main() and (out / BEST).is_file():
+        print(f"what was {out / BEST} is kept in {run_folder.set_aside(out, [BEST])}")
 
 
 def resume(run: Any, path: Path) -> bool:

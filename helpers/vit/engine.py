@@ -47,11 +47,14 @@ def epoch_order(run: Any) -> Tensor:
 
 
 def stop_if_lost(run: Any, results: list[Tensor]) -> None:
-    """Raise `FloatingPointError` where none of the last ten steps, `results` the latest, had finite gradients."""
+    """Raise `FloatingPointError` where none of the last ten steps, `results` the latest, had finite gradients, or none
+    of a run that ends with fewer."""
     last = (run.recent + results)[-10:]
-    if len(last) == 10 and not torch.stack(last)[:, 1].isfinite().any():
+    enough = len(last) == 10 or (run.progress >= 1 and len(last) == run.step)
+    if enough and not torch.stack(last)[:, 1].isfinite().any():
+        count = "ten" if len(last) == 10 else "all"
         raise FloatingPointError(
-            "ten steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
+            f"{count} steps in a row were skipped, since their gradients were not finite: go on from last.pth with "
             "resume=True and amp=False, or start anew with a lower lr"
         )
 

@@ -8,6 +8,7 @@ import csv
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,7 @@ def claim(out: Path, cfg: SimpleNamespace) -> None:
             last = out / LAST
             goes_on = last.is_file() and (resume is True or (resume and last.samefile(resume)))
             if not goes_on and any((out / name).exists() for name in RESULTS):
-                _set_aside(out)
+                _set_aside_all(out)
         except (OSError, RuntimeError) as error:
             problem = str(error)
     if problem := distributed.broadcast(problem):
@@ -75,11 +76,29 @@ def release() -> None:
         os.close(_locks.popitem()[1])
 
 
-def _set_aside(out: Path) -> None:
-    """Move an earlier run's files to earlier/<its id>/, where nothing is overwritten, and say what they were. Without
-    a history that has an id they go by the date of the newest."""
-    newest = max((out / name).stat().st_mtime for name in RESULTS if (out / name).exists())
-    date = datetime.fromtimestamp(newest)
+def set_aside(out: Path, names: Sequence[str], run_id: str = "") -> Path:
+    """Move those of the files `names` that are in `out` to earlier/<run_id>/, where nothing is overwritten, and return
+    that folder; without an id they go by the date of the newest."""
+    there = [out / name for name in names if (out / name).is_file()]
+    if not re.fullmatch(r"\w+", run_id):  # what stands in a file must not lead elsewhere
+        run_id = f"{_changed(there):%Y-%m-%d_%H-%M-%S}"
+    folder, number = out / "earlier" / run_id, 1
+    while any((folder / path.name).exists() for path in there):
+        number += 1
+        folder = folder.with_name(f"{run_id}_{number}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        path.replace(folder / path.name)
+    return folder
+
+
+def _changed(paths: Sequence[Path]) -> datetime:
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in paths))
+
+
+def _set_aside_all(out: Path) -> None:
+    """Move an earlier run's files away, and say what they were."""
+    date = _changed([out / name for name in RESULTS if (out / name).exists()])
     try:
         with (out / HISTORY).open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -89,17 +108,8 @@ def _set_aside(out: Path) -> None:
         run_id = rows[-1]["run"] or ""
     except (OSError, ValueError, LookupError):  # none, or not one of a run
         what, run_id = "no history", ""
-    if not re.fullmatch(r"\w+", run_id):  # what stands in a file must not lead elsewhere
-        run_id = f"{date:%Y-%m-%d_%H-%M-%S}"
-    there = [out / name for name in FILES if (out / name).is_file()]
-    folder, number = out / "earlier" / run_id, 1
-    while any((folder / path.name).exists() for path in there):
-        number += 1
-        folder = folder.with_name(f"{run_id}_{number}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in there:
-        path.replace(folder / path.name)
-    print(f"{out} had the run {run_id} ({what}, {date:%Y-%m-%d %H:%M}): it is now in {folder}")
+    folder = set_aside(out, FILES, run_id)
+    print(f"{out} had the run {folder.name} ({what}, {date:%Y-%m-%d %H:%M}): it is now in {folder}")
 
 
 def _lock(out: Path) -> None:

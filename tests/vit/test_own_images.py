@@ -134,6 +134,9 @@ def test_what_lies_beside_and_is_left_out_is_told(tmp_path):
     parquet = write_parquet(tmp_path / "p")
     shutil.copy(parquet / "train-00000-of-00002.parquet", parquet / "train_small.parquet")
     assert len(notes_of(parquet, "train_small.parquet").train_labels) == 120
+    batches = write_batches(tmp_path / "b") / "cifar-10-batches-py"
+    shutil.copy(batches / "data_batch_1", batches / "data_batch_1 (1)")
+    notes_of(batches, "data_batch_1 (1)")
     notes_of(write_npz(tmp_path / "n", x_test=TRAIN_X[::4], y_test=TRAIN_Y[::4]), "30 of the test images are training")
 
 
@@ -225,11 +228,8 @@ def test_the_search_says_what_it_saw_and_goes_on(tmp_path, capsys):
     pq.write_table(pa.table([TRAIN_Y, TRAIN_Y], ["label", "label"]), tmp_path / "a" / "train.parquet")
     write_packed(write_folders, "cifar10.zip")(tmp_path / "f")  # named so, and without a split's names in it
     found = load_images(None, False, default_roots=[*roots, tmp_path / "f"])
-    assert (
-        found.name == "CIFAR-10"
-        and "cifar10.zip" in found.source
-        and '"label" exists 2 times' in capsys.readouterr().out
-    )
+    assert found.name == "CIFAR-10" and "cifar10.zip" in found.source
+    assert '"label" exists 2 times' in capsys.readouterr().out
     write_folders(tmp_path / "g" / "sets" / "mine")  # beside folders of other images
     for name in ("a", "b"):
         (tmp_path / "g" / name).mkdir()
@@ -256,12 +256,15 @@ def test_both_files_of_the_packed_competition_are_named(tmp_path):
 
 def test_more_than_fits_into_memory_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     write_pets(tmp_path / "pets")
+    np.savez_compressed(tmp_path / "x.npz", x_train=np.zeros((3000, 32, 32, 3), np.uint8), y_train=np.arange(3000) % 10)
     monkeypatch.setattr(image_set, "free_memory", lambda: 2e6)
+    monkeypatch.setattr("helpers.vit.array_files.free_memory", lambda: 2e6)
     monkeypatch.setattr(image_set, "thread_map", None)  # not called
     with pytest.raises(
         DataError, match=r"36 images .* are 0.0 GB; 0.0 GB of memory are free: give img_size of 96 at most"
     ):
         load_images(tmp_path / "pets", False, img_size=128)
+    expect(tmp_path / "x.npz", "GB of arrays")
 
 
 def test_archives_cannot_write_elsewhere_nor_be_larger_than_they_may(tmp_path, monkeypatch):

@@ -367,6 +367,13 @@ def test_bad_steps_are_seen_across_short_epochs(q1, tmp_path):
     assert run.step <= 16
 
 
+def test_a_run_without_a_single_good_step_is_no_success(q1, tmp_path):
+    run = make_run(q1, n=64, epochs=2)  # eight steps, fewer than the ten after which a run gives up
+    run.forward = Poisoned(run.model, set(range(1, 9)))
+    with pytest.raises(FloatingPointError, match="all steps in a row were skipped"):
+        q1.train(run, tmp_path)
+
+
 def test_weights_that_are_not_finite_end_the_run_and_leave_its_files(q1, tmp_path):
     """Weight decay makes them so without a bad gradient before."""
     run = make_run(q1, n=160, epochs=3)

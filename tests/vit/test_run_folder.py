@@ -138,13 +138,15 @@ def test_a_run_resumed_over_anothers_best_does_not_take_it_for_its_own(q1, tmp_p
     other = trained(q1, tmp_path / "other")
     run = trained(q1, tmp_path)
     (tmp_path / "other" / ckpt.BEST).replace(tmp_path / ckpt.BEST)
-    resumed = make_run(q1, n=160, epochs=3)
-    ckpt.resume(resumed, tmp_path / "last.pth")
+    resumed = make_run(q1, n=160, epochs=3, resume=True, init_weights=None)
+    ckpt.begin(resumed, tmp_path)
     assert resumed.best is None and f"is of another run ({other.id}, not {run.id})" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=f"run {run.id} has no weights yet"):
         best_weights.load_best(tmp_path / ckpt.BEST, DATASET, resumed)
     q1.train(resumed, tmp_path)
     assert ids_in(tmp_path) == {run.id}
+    (kept,) = (tmp_path / "earlier").glob(f"*/{ckpt.BEST}")
+    assert torch.load(kept, weights_only=True)["run"] == other.id
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_training(tmp_path, monkeypatch):
