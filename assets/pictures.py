@@ -1,8 +1,9 @@
 # ruff: noqa: E402
-"""The pictures of README.md and of the notebooks' Markdown, from the files of a run of each:
+"""The pictures of README.md and of the notebooks' Markdown, from the files of a run of each (q1 with
+-p checkpoint assets/q1_vit_h100.pth):
 
     python tests/bench/gpu.py --part figures --out outputs/gpu
-    python assets/pictures.py outputs/q1 outputs/q2 outputs/gpu
+    python assets/pictures.py outputs/q1/evaluation outputs/q2 outputs/gpu
 
 Writes q1.jpg (the figure of attention), q2.jpg (the first image and what was found in it) and q2.webp (the overlay of
 the video) into assets/. The first two, and section 7's figures of what was measured, go into the notebooks, as data
@@ -72,7 +73,7 @@ def put_into(notebook: Path, cell_id: str, pictures: Sequence[Path]) -> None:
 
 def main(q1: Path, q2: Path, gpu: Path) -> None:
     put_into(ROOT / "q1.ipynb", "cell-00", [draw_attention(q1)])
-    put_into(ROOT / "q1.ipynb", "cell-measured", [gpu / "recipe.png", gpu / "gpu_run.png"])
+    put_into(ROOT / "q1.ipynb", "cell-measured", [gpu / f"{name}.png" for name in ("recipe", "gpu_run", "cpu_run")])
     put_into(ROOT / "q2.ipynb", "cell-00", [draw_segmented(q2)])
     (ROOT / "assets" / "q2.webp").write_bytes(animation(q2 / "video_overlay.mp4").data)
 

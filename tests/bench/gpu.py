@@ -9,7 +9,8 @@ recipe, rates, choices: one thing changed at a time, each trained by q1.ipynb's 
     the gradient's norm and the size of the residual stream logged on the way; stops before --minutes are over, and goes
     on from what DIR/<part>.csv already has.
 train: one run with q1's outputs, resumed from DIR/last.pth where there is one.
-figures: DIR/recipe.png and DIR/gpu_run.png, as section 7 of q1 shows them, from the tables in assets/measured/.
+figures: DIR/recipe.png, DIR/gpu_run.png and DIR/cpu_run.png, as section 7 of q1 shows them, from the tables in
+    assets/measured/.
 
 DATA: what q1's data_root takes; drawn shapes without. Needs no package of q2's.
 """
@@ -361,15 +362,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def draw(out: Path) -> None:
-    """Write recipe.png and gpu_run.png."""
+    """Write recipe.png, gpu_run.png and cpu_run.png."""
     measured, data = ROOT / "assets" / "measured", "CIFAR-10, JPEG copy"
     rows = [row for name in ("recipe", "rates") for row in read_rows(measured / f"q1_gpu_{name}.csv")]
     about = "seed {seed:g}; {device}, {precision}; torch {torch}; one run each, 192 wide if not said".format(**rows[0])
     finish(
         comparison(rows), out / "recipe.png", f"{data}; {about}; python tests/bench/gpu.py --part recipe, --part rates"
     )
-    run = figures.learning_curves(read_rows(measured / "q1_gpu_run.csv"))
-    finish(run, out / "gpu_run.png", f"{data}; preset t4, seed 0; H100, bf16; torch 2.11")
+    for name in ("gpu_run", "cpu_run"):
+        said = json.loads((measured / f"q1_{name}.json").read_text())
+        about = f"preset {said['config']['preset']}, seed {said['seed']}; {said['device']}, {said['precision']}"
+        run = figures.learning_curves(read_rows(measured / f"q1_{name}.csv"))
+        finish(run, out / f"{name}.png", f"{data}; {about}; torch {said['versions']['torch']}")
 
 
 def main(given: list[str] | None = None) -> None:
