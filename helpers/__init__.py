@@ -6,6 +6,7 @@ common    what both notebooks need
   distributed    several processes under torchrun: agreement, shares, sums
   launch         a notebook as a script in a process for each GPU
   notebooks      a notebook's definitions as a module, for scripts and tests
+  threads        calls on other threads, ahead or waited for
   files          files that are either whole or not there; what lies in a folder
   hub            files of the Hugging Face hub, from its cache or fetched; its errors as sentences
   images         images in, whatever their kind; the files that a path, a folder or a pattern means
@@ -33,7 +34,7 @@ segment   q2's
   weights        where the models' files are searched for, and fetched (by common/hub)
   models         the three networks loaded, as one object
   grounding_dino, sam2_image, sam2_video, clipseg    each of them
-  batches        images that go through the networks together, while others are read and written
+  batches        images that go through the networks together, while others are read
   pretrained     tensors loaded into a model, all of them or an error
   detections     the record of one object; how masks overlap
   tracks         which detection of a video is which object; what a later look may still change

@@ -65,11 +65,5 @@ def finish(figure: Figure, path: Path | str, footer: str) -> None:
         figure.text(0.01, 0.04 / inches[1], "\n".join(lines), fontsize=8, color="0.35", va="bottom", **PLAIN)
         with dispensable_path(path) as temporary:
             figure.savefig(temporary)
-        show(figure)
-    plt.close(figure)
-
-
-def show(figure: Figure) -> None:
-    """Show a figure that is not to be kept."""
-    plt.show(block=False)  # in a window of its own a script would wait for it to be closed
+        plt.show(block=False)  # in a window of its own a script would wait for it to be closed
     plt.close(figure)

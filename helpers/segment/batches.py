@@ -1,10 +1,8 @@
-"""Images that go through the networks together, while others are read and written on other threads."""
+"""Images that go through the networks together, while others are read on other threads."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -14,9 +12,8 @@ from tqdm import tqdm
 
 from helpers.common.device import Compute
 from helpers.common.images import ImageError, read_image
+from helpers.common.threads import ahead
 
-THREADS = 4
-MOST_CALLS = 8  # that wait for these threads, or whose results wait
 BYTES_PER_IMAGE = 4e9  # of GPU memory: images of 800 x 1333 take half of it in GroundingDINO
 MOST_WAITING = 4  # batches' worth of images in memory whose batch is not full
 
@@ -87,7 +84,7 @@ def read_rows(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
     """Yield (row, image) for rows of a summary in order, images uint8 RGB [H, W, 3]; other threads read some of them
     before they are asked for. A row whose image cannot be read gets the reason as `skipped`. That is printed, and so is
     what else `read_image` has to tell."""
-    for row, image, notes in _ahead(_read_row, rows):
+    for row, image, notes in ahead(_read_row, rows):
         for note in notes:
             tqdm.write(note)
         if image is not None:
@@ -101,38 +98,3 @@ def _read_row(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, l
     except ImageError as error:
         row["skipped"] = str(error)
         return row, None, [f"skipped: {error}"]
-
-
-def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Yield `function(item)` for each item in order; other threads call it for `MOST_CALLS` of them ahead."""
-    calls: deque[Future] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for item in items:
-            if len(calls) == MOST_CALLS:
-                yield calls.popleft().result()
-            calls.append(pool.submit(function, item))
-        while calls:
-            yield calls.popleft().result()
-
-
-class Writer:
-    """Calls made on other threads: `with Writer() as write: write(function, argument, ...)`.
-
-    A few may wait. The end waits for all of them; an error in one is raised by a later call, or at the end.
-    """
-
-    def __init__(self) -> None:
-        self._pool, self._waiting = ThreadPoolExecutor(THREADS), deque()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __call__(self, function: Callable[..., Any], *args: Any) -> None:
-        while len(self._waiting) == MOST_CALLS:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(function, *args))
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._pool.shutdown()
-        for call in self._waiting if error is None else ():
-            call.result()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from helpers.common import distributed
@@ -48,6 +49,7 @@ class Inputs:
     """Images, video, and the phrases to look for in each."""
 
     images: list[Path]
+    first: tuple[Path, np.ndarray]  # the first of them that can be read, uint8 RGB [H, W, 3]
     phrases: list[str]
     root: Path | str  # what the images were found by
     is_folder: bool  # each image gets a folder of its own
@@ -62,24 +64,25 @@ def find_inputs(
     """Find what the parameters name; None where they name neither images nor a video. Without images the first frame of
     the video stands for them. What was passed over is printed."""
     notes: list[str] = []
-    paths = None if images is None else find_images(images, out, notes)
-    is_folder = images is not None and (len(paths) > 1 or paths != [Path(images).expanduser()])
-    if paths:
-        read_first(paths)  # where none is an image, that is told now, not once the models are loaded
+    if images is not None:
+        paths = find_images(images, out, notes)
+        is_folder = len(paths) > 1 or paths != [Path(images).expanduser()]
+        # where none is an image, that is told now, not once the models are loaded
+        first = read_first(paths, None if is_folder else notes)
     clip = None if video is None else open_clip(video, out)
     if prompt is None and (images is not None or video is not None):
         raise ValueError('TEXT_PROMPT is not set: say what to look for, such as TEXT_PROMPT = "cat. red dog"')
     phrases = None if prompt is None else parse_phrases(prompt)
     main = distributed.is_main()
-    if paths:
+    if images is not None:
         if main:
             print(*notes, sep="\n", end="\n" if notes else "")
-        return Inputs(paths, phrases, images, is_folder, phrases, clip, phrases)
+        return Inputs(paths, first, phrases, images, is_folder, phrases, clip, phrases)
     if clip is None:
         return None
     # of several processes one writes, and tells the others
     frame = distributed.broadcast(_save_first_frame(clip, out / "first_frame.png") if main else None)
-    return Inputs([frame], phrases, frame, False, phrases, clip, phrases)
+    return Inputs([frame], read_first([frame]), phrases, frame, False, phrases, clip, phrases)
 
 
 def find_examples(kind: str, prompt: str | Sequence[str] | None, out: Path, seed: int) -> Inputs:
@@ -97,7 +100,7 @@ def find_examples(kind: str, prompt: str | Sequence[str] | None, out: Path, seed
     given = None if prompt is None else parse_phrases(prompt)
     first, each, tracked = (given or parse_phrases(text) for text in (first_prompt, each_prompt, clip_prompt))
     print(f"no IMAGE_PATH: {what}")
-    return Inputs(paths, first, folder, True, each, VideoReader(clip_path), tracked)
+    return Inputs(paths, read_first(paths), first, folder, True, each, VideoReader(clip_path), tracked)
 
 
 def _save_first_frame(clip: VideoReader | PictureSequence | Animation, path: Path) -> Path:

@@ -7,10 +7,9 @@ import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import cv2
@@ -179,16 +178,6 @@ class VideoReader:
         """Add a sentence about the file to `notes`, once."""
         if (note := f"{self.path.name} {text}") not in self.notes:
             self.notes.append(note)
-
-
-def read_ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items, up to three of them made on another thread while the last one is in use."""
-    items, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, items, end) for _ in range(3))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield item
 
 
 class VideoWriter:

@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from helpers.common.device import Compute, pick_compute
 from helpers.common.files import load_plain, peek, write_csv
 from helpers.common.images import ImageError, find_images, read_image
+from helpers.common.threads import ahead
 from helpers.vit import data, evaluate
 from helpers.vit.image_set import fitted
 
@@ -148,9 +148,9 @@ def _batches(
             return path, str(error)
 
     bar = tqdm(total=len(paths), desc=title, unit="img", disable=len(paths) <= BATCH)
-    with ThreadPoolExecutor(16) as pool, bar:
-        for start in range(0, len(paths), BATCH):
-            results = [*pool.map(attempt, paths[start : start + BATCH])]
+    read_pictures = ahead(attempt, paths, threads=16, most=BATCH)
+    with bar:
+        while results := [*itertools.islice(read_pictures, BATCH)]:
             broken += [entry for entry in results if isinstance(entry[1], str)]
             read = [entry for entry in results if isinstance(entry[1], Tensor)]
             for _, group in itertools.groupby(read, key=lambda entry: entry[1].shape):

@@ -52,7 +52,8 @@ from drawing import shape_mask
 from helpers.common.boxes import mask_box
 from helpers.common.device import Compute, pick_compute
 from helpers.common.images import read_image
-from helpers.segment import clipseg, grounding_dino, sam2_image, video
+from helpers.common.threads import read_ahead
+from helpers.segment import clipseg, grounding_dino, sam2_image
 from helpers.segment.batches import default_batch_size
 from helpers.segment.detections import Detection
 from helpers.segment.examples import draw_example_clip
@@ -259,7 +260,7 @@ def track_lazily(segmenter, folder: Path, boxes: list, frames: list | None = Non
     images = (frame.image for frame in clip) if frames is None else iter(frames)
     width, height = Image.open(folder / "jpg" / "00000.jpg").size
     tracker, found = VideoTracker(segmenter, height, width, len(clip)), []
-    for i, prepared in enumerate(video.read_ahead(map(tracker.prepare, images))):
+    for i, prepared in enumerate(read_ahead(map(tracker.prepare, images))):
         tracker.show(i, prepared)
         for number, box in enumerate(boxes if i == 0 else ()):
             tracker.add(number, box=box)

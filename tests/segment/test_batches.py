@@ -1,14 +1,12 @@
 """Images that go through the networks together: groups, results in order, memory that is short, threads."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from helpers.common.device import Compute
-from helpers.segment.batches import MOST_WAITING, Batches, Writer, default_batch_size, read_rows
+from helpers.segment.batches import MOST_WAITING, Batches, default_batch_size, read_rows
 
 
 def test_items_are_grouped_by_kind_and_none_is_lost():
@@ -86,34 +84,6 @@ def test_images_are_read_in_order_and_one_that_cannot_be_read_says_why(tmp_path,
     assert all(row["image"].endswith(f"/{image[0, 0, 0]}.png") for row, image in read)
     assert "7.png" in rows[7]["skipped"] and capsys.readouterr().out == f"skipped: {rows[7]['skipped']}\n"
     assert list(read_rows([])) == []
-
-
-def test_files_are_written_on_other_threads_and_all_of_them(tmp_path):
-    threads = set()
-
-    def save(path, text):
-        threads.add(threading.get_ident())
-        path.write_text(text)
-
-    with Writer() as write:
-        for i in range(40):
-            write(save, tmp_path / str(i), str(i))
-    assert sorted(int(path.read_text()) for path in tmp_path.iterdir()) == list(range(40))
-    assert threading.get_ident() not in threads
-
-
-def test_what_cannot_be_written_ends_the_run_and_an_error_of_ones_own_is_not_hidden(tmp_path):
-    def save():
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"), Writer() as write:
-        write(save)
-    done = []
-    with pytest.raises(KeyboardInterrupt), Writer() as write:
-        write(save)
-        write(done.append, 1)
-        raise KeyboardInterrupt
-    assert done == [1]  # what was begun is finished
 
 
 def test_the_batch_size_is_by_the_device(monkeypatch):

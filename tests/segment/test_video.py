@@ -2,15 +2,12 @@
 
 import base64
 import io
-import itertools
 import os
 import shutil
 import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 from fractions import Fraction
 
 import av
@@ -20,7 +17,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from helpers.segment.player import animation, player, spread_frames
-from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter, read_ahead
+from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter
 from nbload import ROOT
 
 FRAMES, RATE = 20, 10
@@ -245,30 +242,6 @@ def test_the_same_frames_give_the_same_file(tmp_path):
                 writer.write(picture(i, 96, 160), i)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
-
-
-def test_reading_ahead_keeps_order_and_errors_and_stops_when_left():
-    made, threads = [], set()
-
-    def items():
-        for i in range(10):
-            made.append(i)
-            threads.add(threading.current_thread())
-            yield i
-        raise OSError("after the last")
-
-    seen = []
-    with pytest.raises(OSError, match="after the last"):
-        for item in read_ahead(items()):
-            seen.append(item)
-    assert seen == list(range(10)) and threading.current_thread() not in threads
-    made.clear()
-    walk = read_ahead(items())
-    assert [next(walk), next(walk)] == [0, 1]
-    walk.close()
-    time.sleep(0.1)
-    assert len(made) <= 6
-    assert list(read_ahead(itertools.islice(itertools.count(), 4))) == [0, 1, 2, 3]
 
 
 def test_the_player_carries_short_videos_whole_and_long_ones_as_a_preview(tmp_path, monkeypatch):
@@ -600,7 +573,8 @@ STOPS = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
 sys.path[:0] = [{root!r}]
-from helpers.segment.video import VideoReader, VideoWriter, read_ahead
+from helpers.common.threads import read_ahead
+from helpers.segment.video import VideoReader, VideoWriter
 video = VideoReader({source!r})
 with VideoWriter({out!r}, video) as writer:
     for frame in read_ahead(video):
