@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def load_plain(path: Path, advice: str) -> Any:
+def load_plain(path: Path, advice: str, mmap: bool = False) -> Any:
     """Read tensors and plain containers onto the CPU; nothing in the file is executed. Raises `OSError`, or for a file
-    that is truncated or nothing of torch's `ValueError`, whose message ends in `advice`."""
+    that is truncated or nothing of torch's `ValueError`, whose message ends in `advice`. With `mmap` the numbers are
+    read when they are used."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mmap and zipfile.is_zipfile(path)  # torch before 1.6 wrote files of another kind
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # of half a dozen types; torch's own words advise to execute what is in the file

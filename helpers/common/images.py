@@ -52,7 +52,7 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
     numbers of more than 8 bits were brought into 0 … 255 by what the image holds, `notes` gets a sentence. Raises
     `ImageError` for a file that is missing, no image, damaged, or larger than `MAX_PIXELS`.
     """
-    path, remarks = _expand(path), []
+    path, remarks = expand(path), []
     try:
         with open_image(path) as image:
             # known only before the pixels are loaded
@@ -75,7 +75,8 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> np.ndarray:
     return pixels
 
 
-def _expand(path: str | Path) -> Path:
+def expand(path: str | Path) -> Path:
+    """The path with `~` as the home folder, where it means that."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (the one of pathlib refuses names such as ~$draft.png)
 
 
@@ -189,7 +190,7 @@ def find_images(
     """
     if not str(path).strip():
         raise ImageError("the path of the image is empty: give a file, a folder or a pattern such as photos/*.jpg.")
-    path = _expand(path)
+    path = expand(path)
     if path.is_file():
         return [path]
     is_folder = path.is_dir()
@@ -223,7 +224,7 @@ def find_images(
 
 def given_root(path: str | Path) -> Path:
     """The folder in which `find_images(path)` begins to look: a folder itself, a file's, or a pattern's fixed part."""
-    path = _expand(path)
+    path = expand(path)
     if path.exists():
         return path if path.is_dir() else path.parent
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from helpers.common import distributed
 from helpers.common.files import atomic_path
+from helpers.common.images import expand
 from helpers.segment.examples import FOLDER_PROMPT, PHOTO_PROMPT, PHOTOS, draw_example_clip, draw_examples
 from helpers.segment.images import find_images, read_first
 from helpers.segment.prompts import parse_phrases
@@ -66,7 +67,7 @@ def find_inputs(
     notes: list[str] = []
     if images is not None:
         paths = find_images(images, out, notes)
-        is_folder = len(paths) > 1 or paths != [Path(images).expanduser()]
+        is_folder = len(paths) > 1 or paths != [expand(images)]
         # where none is an image, that is told now, not once the models are loaded
         first = read_first(paths, None if is_folder else notes)
     clip = None if video is None else open_clip(video, out)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.common.files import some
-from helpers.common.images import ImageError, is_image, open_image, read_image, to_rgb
+from helpers.common.images import ImageError, expand, is_image, open_image, read_image, to_rgb
 from helpers.segment.images import find_images, read_first
 from helpers.segment.video import Frame, VideoError, VideoReader
 
@@ -30,7 +30,7 @@ def open_clip(path: Path | str, out: Path | None = None) -> VideoReader | Pictur
     """
     if not str(path).strip():
         raise VideoError("VIDEO_PATH is empty: give a video file, a folder of pictures, or None.")
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.is_dir() or (glob.has_magic(str(path)) and not path.exists()):
         return PictureSequence(path, out)
     if path.is_file() and is_image(path):
@@ -56,7 +56,7 @@ class PictureSequence:
     aspect, start, sound = Fraction(1), Fraction(0), False
 
     def __init__(self, path: Path | str, out: Path | None = None, fps: float = FPS) -> None:
-        self.path, self.fps = Path(path).expanduser(), float(fps)
+        self.path, self.fps = expand(path), float(fps)
         self.time_base = 1 / Fraction(fps).limit_denominator(1001)  # seconds
         self.notes: list[str] = []
         try:
@@ -122,7 +122,7 @@ class Animation:
     aspect, start, sound, time_base = Fraction(1), Fraction(0), False, Fraction(1, 1000)
 
     def __init__(self, path: Path | str) -> None:
-        self.path, self.notes = Path(path).expanduser(), []
+        self.path, self.notes = expand(path), []
         durations: list[int] = []  # ms
         with Image.open(self.path) as image:
             self.width, self.height = image.size

@@ -17,6 +17,7 @@ import numpy as np
 from av.stream import Disposition
 
 from helpers.common.files import atomic_path
+from helpers.common.images import expand
 from helpers.segment.colours import HDR, FrameConverter, orientation
 from helpers.segment.media import is_cut, open_media
 from helpers.segment.sound import carry_sound
@@ -56,7 +57,7 @@ class VideoReader:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path) if Path(path).is_file() else Path(path).expanduser()
+        self.path = Path(path) if Path(path).is_file() else expand(path)
         self.notes: list[str] = []
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Give the path of a video.")

@@ -17,6 +17,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from helpers.segment.player import animation, player, spread_frames
+from helpers.segment.sequences import open_clip
 from helpers.segment.video import Silent, VideoError, VideoReader, VideoWriter
 from nbload import ROOT
 
@@ -566,6 +567,7 @@ def test_any_name_is_a_file(tmp_path, monkeypatch):
         video = copy(name, f"out {name}.mp4")
         assert [frame.index for frame in video.backwards(15)] == list(range(14, -1, -1))
         again = VideoReader(f"out {name}.mp4")
+        assert len(open_clip(name)) == FRAMES
         assert len(again) == len(video) == FRAMES and again.sound == video.sound and video.notes == []
 
 
