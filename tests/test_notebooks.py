@@ -250,6 +250,8 @@ def test_the_committed_figures_are_small(name, figures):
     ]
     assert len(pictures) >= figures
     assert all(len(picture) < 1_400_000 for picture in pictures)  # base64 of 1 MB
+    shown = [o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
+    assert all(len(o.data.get("text/plain", "")) < 500 for o in shown)  # which a log shows in place of pictures
 
 
 def test_the_training_of_q1_can_be_read_at_a_sitting():

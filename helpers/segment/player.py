@@ -39,11 +39,14 @@ def player(path: Path | str) -> Any:
     return Video(data=shown.read_bytes(), mimetype="video/mp4", **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AnimatedPicture:
     """An animated WebP as a notebook's output; IPython's own `Image` takes that format in its later versions only."""
 
     data: bytes
+
+    def __repr__(self) -> str:  # what a log shows
+        return f"<animated picture, {len(self.data):,} bytes>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"image/webp": base64.b64encode(self.data).decode()}

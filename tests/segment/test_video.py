@@ -270,6 +270,7 @@ def test_an_animated_picture_stands_for_a_video_and_is_bounded(tmp_path, monkeyp
         monkeypatch.setattr("helpers.segment.player.ANIMATION_BYTES", most)
         shown = animation(tmp_path / "clip.mp4")
         assert base64.b64decode(shown._repr_mimebundle_()["image/webp"]) == shown.data
+        assert len(repr(shown)) < 80  # a log shows it
         with Image.open(io.BytesIO(shown.data)) as image:
             assert image.format == "WEBP" and image.width == 400 and len(shown.data) <= most
             image.load()
