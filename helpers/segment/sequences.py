@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import cv2
-import numpy as np
 from PIL import Image
 
 from helpers.common.files import some
@@ -46,7 +45,7 @@ def open_clip(path: Path | str, out: Path | None = None) -> VideoReader | Pictur
 
 
 class PictureSequence:
-    """The pictures that a folder or a pattern means, in natural order, `fps` a second: read as they are asked for.
+    """The pictures that a folder or a pattern means, in natural order, `FPS` a second: read as they are asked for.
 
     It has what a `VideoReader` has. The first picture that can be read gives the size, to which others are stretched;
     what cannot be read is left out as if it were not there. `notes` tells of both. Raises `VideoError` where there is
@@ -54,11 +53,10 @@ class PictureSequence:
     """
 
     aspect, start, sound = Fraction(1), Fraction(0), False
+    fps, time_base = float(FPS), Fraction(1, FPS)  # seconds
 
-    def __init__(self, path: Path | str, out: Path | None = None, fps: float = FPS) -> None:
-        self.path, self.fps = expand(path), float(fps)
-        self.time_base = 1 / Fraction(fps).limit_denominator(1001)  # seconds
-        self.notes: list[str] = []
+    def __init__(self, path: Path | str, out: Path | None = None) -> None:
+        self.path, self.notes = expand(path), []
         try:
             self._paths = find_images(self.path, out, self.notes)
         except ImageError:
@@ -72,7 +70,6 @@ class PictureSequence:
             raise VideoError(f"{path}: {error}") from error
         self.height, self.width = first.shape[:2]
         self.notes.append(f"{self.path}: {len(self)} pictures, taken for {self.fps:g} a second")
-        self._has_told_sizes = False
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -80,36 +77,28 @@ class PictureSequence:
     def __iter__(self) -> Iterator[Frame]:
         index = 0
         while index < len(self._paths):
-            if (image := self._read(self._paths[index])) is not None:
-                yield self._frame(index, image)
+            if frame := self._read(index):
+                yield frame
                 index += 1
 
     def backwards(self, start: int) -> Iterator[Frame]:
         """The frames `start` - 1, ..., 0."""
-        for index in range(min(start, len(self)) - 1, -1, -1):
-            if (image := self._read(self._paths[index])) is not None:
-                yield self._frame(index, image)
+        return filter(None, map(self._read, range(min(start, len(self)) - 1, -1, -1)))
 
-    def _frame(self, index: int, image: np.ndarray) -> Frame:
-        return Frame(index, index, float(index * self.time_base), image)
-
-    def _read(self, path: Path) -> np.ndarray | None:
-        """The picture in the size of the first; None for one that cannot be read, which is then no longer listed."""
+    def _read(self, index: int) -> Frame | None:
+        """The frame in the size of the first; None for one that cannot be read, which is then no longer listed."""
+        path = self._paths[index]
         try:
             image = read_image(path)
         except ImageError as error:
-            with contextlib.suppress(ValueError):  # another iteration came upon it at the same time
-                self._paths.remove(path)
-                self.notes.append(f"left out: {error}")
+            del self._paths[index]
+            self.notes.append(f"left out: {error}")
             return None
-        height, width = image.shape[:2]
-        if (height, width) == (self.height, self.width):
-            return image
-        if not self._has_told_sizes:
-            self._has_told_sizes = True
-            sizes = f"{width} x {height} pixels, the first picture {self.width} x {self.height}"
-            self.notes.append(f"{path.name} has {sizes}: what differs is stretched to the size of the first")
-        return cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
+        if image.shape[:2] != (self.height, self.width):
+            image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
+            note = f"{self.path}: pictures of other sizes are stretched to the first one's {self.width} x {self.height}"
+            self.notes += [] if note in self.notes else [note]
+        return Frame(index, index, float(index * self.time_base), image)
 
 
 class Animation:

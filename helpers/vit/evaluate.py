@@ -69,7 +69,8 @@ def report(
     """Test results from the probabilities `[V, N, classes]` of V views, of which the first is the images themselves:
     what run_summary.json says of them (in percent), the confusion matrix (counts int64 `[classes, classes]`, rows are
     the true class), and the bins of `calibration`."""
-    plain, tta = (100 * (p.argmax(-1) == labels.cpu()).double().mean().item() for p in (views[0], views.mean(0)))
+    right = [(p.argmax(-1) == labels.cpu()).sum().item() for p in (views[0], views.mean(0))]
+    plain, tta = (100 * count / len(labels) for count in right)
     several = len(views) > 1
     pairs = labels.cpu() * len(classes) + views[0].argmax(-1)
     confusion = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()

@@ -44,11 +44,9 @@ def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
     assert clip.notes == [f"{tmp_path / 'frames'}: 12 pictures, taken for 25 a second"]
 
 
-def test_a_pattern_and_another_rate(tmp_path):
+def test_a_pattern(tmp_path):
     folder = pictures(tmp_path / "frames", ["a2.png", "a10.png", "b1.png"])
     assert colours(open_clip(f"{folder}/a*.png")) == COLOURS[:2]
-    clip = PictureSequence(folder, fps=30000 / 1001)
-    assert clip.time_base == Fraction(1001, 30000) and [f.time for f in clip][2] == pytest.approx(2 * 1001 / 30000)
 
 
 def test_pictures_are_read_one_at_a_time(tmp_path):
@@ -79,9 +77,8 @@ def test_other_sizes_are_stretched_to_the_first_and_told(tmp_path):
         Image.new("RGB", (64, 60), "white").save(tmp_path / f"{i}.png")
     clip = open_clip(tmp_path)
     assert {f.image.shape for f in clip} == {(24, 32, 3)}
-    assert [note for note in clip.notes if note.startswith("3.png")] == [
-        "3.png has 64 x 60 pixels, the first picture 32 x 24: what differs is stretched to the size of the first"
-    ]
+    told = f"{tmp_path}: pictures of other sizes are stretched to the first one's 32 x 24"
+    assert [note for note in clip.notes if "other sizes" in note] == [told]
 
 
 def test_notes_on_the_first_picture_and_on_what_is_passed_over(tmp_path):
