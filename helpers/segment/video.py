@@ -87,7 +87,7 @@ class VideoReader:
             if not self.notes and (cut or is_cut(self.path)):
                 self.note("breaks off: its last part is not whole")
             if first.color_trc in HDR:
-                self.note("is HDR, tone-mapped to the range of an ordinary screen")
+                self.note(f"is HDR ({HDR[first.color_trc]}), tone-mapped to the range of an ordinary screen")
             self.sound = any(audio.codec_context for audio in container.streams.audio)
             if container.streams.audio and not self.sound:
                 self.note("has sound of a kind that FFmpeg cannot decode, which is left out")
