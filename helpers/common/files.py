@@ -85,10 +85,14 @@ def peek(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     may not be read."""
     folders, files = {}, {}
     # no stat for each of 50,000 files, which a network disk would take minutes for
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith((".", "__MACOSX")) and entry.name.lower() not in ("thumbs.db", "desktop.ini"):
-                (folders if entry.is_dir() else files)[entry.name] = folder / entry.name
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if not name.startswith((".", "__MACOSX")) and name.lower() not in ("thumbs.db", "desktop.ini"):
+                    (folders if entry.is_dir() else files)[name] = folder / name
+    except OSError:
+        return {}, {}  # never a part of what is there
     return folders, files
 
 

@@ -29,7 +29,7 @@ def ahead(
 def read_ahead(items: Iterable[Any]) -> Iterator[Any]:
     """The same items, up to three of them made on another thread while the last one is in use."""
     items, end = iter(items), object()
-    calls = ahead(lambda _: next(items, end), itertools.repeat(None), threads=1, most=3)
+    calls = ahead(lambda _: next(items, end), itertools.repeat(None), threads=1, most=4)  # the one in use is the fourth
     yield from itertools.takewhile(lambda item: item is not end, calls)
 
 

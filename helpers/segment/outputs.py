@@ -118,7 +118,7 @@ def track_table(frames: Sequence[dict[str, Any]]) -> str:
 
 
 def doubtful_frame(frames: Sequence[dict[str, Any]]) -> int | None:
-    """Return the index of the frame on which two objects share most of the smaller one's pixels, at least half: there
+    """Return the index of the frame on which two objects share most of the smaller one's pixels, more than half: there
     one of them has often taken a part of the other. None where no two do; frames: those of `tracks.json`."""
     most, index = 0.5, None
     for frame in frames:

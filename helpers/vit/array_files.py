@@ -101,14 +101,14 @@ def _load_table(path: Path) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix.lower() == ".parquet":
-        table = pq.ParquetFile(path).read()
-    else:  # `datasets` writes streams
-        with pa.OSFile(str(path)) as file:
-            table = pa.ipc.open_stream(file).read_all()
-    wanted = [name for name in table.column_names if name.lower() in (*layouts.IMAGES, *layouts.LABELS)]
-    columns = dict.fromkeys(table.column_names) | {name: _values(table[name]) for name in wanted}
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    with pa.OSFile(str(path)) as file:
+        packed = path.suffix.lower() == ".parquet"  # of which the other columns stay packed; `datasets` writes streams
+        table = pq.ParquetFile(file) if packed else pa.ipc.open_stream(file).read_all()
+        schema = table.schema_arrow if packed else table.schema
+        wanted = [name for name in schema.names if name.lower() in (*layouts.IMAGES, *layouts.LABELS)]
+        table = table.read(wanted) if packed else table
+    columns = dict.fromkeys(schema.names) | {name: _values(table[name]) for name in wanted}
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = metadata.get("info", {}).get("features", {})
     recorded = [features[label].get("names") for label in layouts.LABELS if label in features]
     return columns | ({"class_names": recorded[0]} if any(recorded) else {})
@@ -132,26 +132,27 @@ def _tables(file: Path, columns: Mapping[str, Any]) -> dict[str, Table] | str:
             continue  # names of classes
         if not images or not labels:
             return f"{file}, which holds no {'labels' if images else 'images'}, but {some([*columns], 8)}"
-        pixels = columns[images] if isinstance(columns[images], list) else _pixels(columns[images])
-        if isinstance(pixels, str):
-            return f"{file}, whose {images} are {pixels}"
-        tables[split or ""] = Table(pixels, columns[labels], f"{file}: {images} and {labels}")
+        pixels, where = columns[images], f"{file}: {images}"
+        if not isinstance(pixels, list):
+            pixels = np.asarray(pixels)
+            if pixels.shape[1:] not in PIXEL_SHAPES or pixels.dtype.kind not in "iuf":
+                return f"{where} are {pixels.dtype} {[*pixels.shape]}, no 32x32 colour images"
+            pixels = _pixels(pixels, where)
+        tables[split or ""] = Table(pixels, columns[labels], f"{where} and {labels}")
     return tables or f"{file}, which holds no images, but {some([*columns], 8)}"
 
 
-def _pixels(values: object) -> np.ndarray | str:
-    """uint8 [N, 3, 32, 32] of numbers from 0 to 255, or from 0 to 1, in any of `PIXEL_SHAPES`, or why they are none."""
-    values = np.asarray(values)
-    if values.shape[1:] not in PIXEL_SHAPES or values.dtype.kind not in "iuf":
-        return f"{values.dtype} {[*values.shape]}, no 32x32 colour images"
+def _pixels(values: np.ndarray, where: str) -> np.ndarray:
+    """uint8 [N, 3, 32, 32] of numbers from 0 to 255, or from 0 to 1, in any of `PIXEL_SHAPES`."""
     low, high = (values.min(), values.max()) if values.size else (0, 255)
     if not 0 <= low <= high <= 255:
-        return f"{values.dtype} from {low:g} to {high:g}, expected 0 to 255 (or to 1), not normalised"
+        what = f"{values.dtype} from {low:g} to {high:g}, expected 0 to 255 (or to 1), not normalised"
+        raise DataError(f"{where} are {what}.")
     if values.dtype.kind == "f":
         factor = 255 if high <= 1 and (values % 1).any() else 1
         values = np.concatenate([np.rint(part * factor).astype(np.uint8) for part in np.array_split(values, 50)])
     if values.size and values.max() <= 1:
-        return f"all {low}" if low == high else "all 0 or 1. Were they divided by 255 before?"
+        raise DataError(f"{where} are all {low if low == high else '0 or 1: were they divided by 255 before?'}")
     values = values.astype(np.uint8, copy=False)
     # rows of 3072 are CIFAR-10's own: all of red, of green, of blue
     return values.transpose(0, 3, 1, 2) if values.shape[1:] == (32, 32, 3) else values.reshape(-1, 3, 32, 32)
@@ -207,13 +208,15 @@ def read_arrays(path: Path, own: bool = True) -> Reading | str | None:
     if not own and sum(file.stat().st_size for paths in files.values() for file in paths) > SEARCH_LIMIT:
         return f"{path}, which is larger than CIFAR-10"
 
-    tables, classes = defaultdict(list), []
+    tables, classes = defaultdict(list), [*map(str, range(100))] if kind and kind[0] == "CIFAR-100" else []
     for split, file in [(split, file) for split, paths in files.items() for file in paths]:
         columns = _load(file)
         # names of classes stand beside the images, or in an official file of their own
         named = next((columns[key] for key in layouts.CLASS_NAMES if columns.get(key) is not None), classes)
         classes = [str(_text(name)) for name in named]
         found = _tables(file, columns) if split != "names" else {}
+        if isinstance(found, str) and kind:
+            raise DataError(f"{found}.")
         if isinstance(found, str):
             return found
         for own_split, table in found.items():

@@ -42,6 +42,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 def begin(run: Any, out: Path) -> None:
     """Let a fresh `run` go on from the last.pth that its setting `resume` names (True: the one in `out`), else begin
     with the weights in the file `init_weights`, where there is one."""
+    run_folder.claim(out, run.cfg)  # for a second run, of the same notebook, as well
     resumed = run.cfg.resume and resume(run, out / LAST if run.cfg.resume is True else Path(run.cfg.resume))
     if run.cfg.init_weights and not resumed:
         transfer.begin_from(run, run.cfg.init_weights)

@@ -15,7 +15,7 @@ import torch
 
 from helpers.common import distributed, environment
 from helpers.common.device import PRECISIONS, pick_compute, seed_everything
-from helpers.common.images import find_images
+from helpers.common.images import ImageError, find_images
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 from helpers.vit.run_folder import LAST, check_writable
@@ -197,7 +197,10 @@ def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]
     if cfg.init_weights and main:
         require("init_weights", Path(cfg.init_weights).is_file(), f"a checkpoint ({here})")
     if cfg.pictures and main:
-        find_images(cfg.pictures)
+        try:
+            find_images(cfg.pictures)
+        except ImageError as error:
+            raise ValueError(f"pictures={cfg.pictures!r}: {error}") from error
 
 
 def check_resumable(cfg: SimpleNamespace, stored: Mapping[str, Any], path: object) -> None:

@@ -71,16 +71,12 @@ def load_images(
         return read_images(root, img_size, training)
 
     in_cache = [cached(HUB_ID, name, "dataset") for name in HUB_FILES]
-    seen, broken = [], []  # roots may overlap: one warning for each copy is enough
+    seen, broken = [], set()  # roots may overlap: one warning for each copy is enough
     for root in (*default_roots, *([in_cache[0].parent] if all(in_cache) else [])):
         try:
-            return _find(Path(root), img_size, training, own=False)
+            return _find(Path(root), img_size, training, broken)
         except NothingFoundError as error:
             seen += error.remarks
-        except (DataError, OSError) as error:
-            if str(error) not in broken:
-                broken.append(str(error))
-                print(f"Warning: a copy of CIFAR-10 is skipped. {error}")
     not_taken = f"Seen, and not taken (data_root=<path> takes any classes): {'; '.join(seen[:8])}. " if seen else ""
     try:
         if not download:
@@ -114,26 +110,43 @@ def download_cifar10(folder: Path | None = None) -> Path:
         raise DataError(f"{error} Or download {HUB_ID} elsewhere and attach it or give its path.") from error
 
 
-def _find(root: Path, img_size: int, training: bool, own: bool = True) -> ImageSet:
-    """The nearest images at or below `root`: unless `own` classes will do, of CIFAR-10's. Raises `DataError` or
-    `OSError` where they are broken."""
+def _find(root: Path, img_size: int, training: bool, broken: set[str] | None = None) -> ImageSet:
+    """The nearest images at or below `root`. In a search, where `broken` collects what it warned of, they are
+    CIFAR-10's, and what is broken is passed over; else that raises `DataError` or `OSError`."""
     remarks: list[str] = []
     for reader, path in _places(root):
-        if reader:
-            found = reader(path, own)
-        elif own or _is_named_cifar10(path):
-            with unpacked(path) as folder:
-                found = _find(folder, img_size, training, own)
-            return replace(found, source=outside(found.source, folder, path))
-        else:
-            found = f"{path}, an archive"
-        if isinstance(found, Reading):
-            names = found.class_names()
-            if own or layouts.are_cifar10(names or layouts.CLASSES):
-                return assemble(found, img_size, training)
-            found = f"{path}, whose classes are {some(names, 10)}"
+        try:
+            found = _read(reader, path, img_size, training, own=broken is None)
+        except (DataError, OSError) as error:
+            if broken is None:
+                raise
+            found = ""
+            if str(error) not in broken:
+                print(f"Warning: a copy of CIFAR-10 is skipped. {error}")
+                broken.add(str(error))
+        if isinstance(found, ImageSet):
+            return found
         remarks += [found] if found else []
     raise NothingFoundError(root, remarks)
+
+
+def _read(reader: Callable | None, path: Path, img_size: int, training: bool, own: bool) -> ImageSet | str | None:
+    """The images in one place, or why there are none to be taken: unless `own` classes will do, CIFAR-10's are."""
+    if not reader and not own and not _is_named_cifar10(path):
+        return f"{path}, an archive"
+    if not reader:
+        with unpacked(path) as folder:
+            found = _find(folder, img_size, training)
+        if not own and not layouts.are_cifar10(found.classes):
+            return f"{path}, whose classes are {some(found.classes, 10)}"
+        return replace(found, source=outside(found.source, folder, path))
+    found = reader(path, own)
+    if not isinstance(found, Reading):
+        return found
+    names = found.class_names()
+    if own or layouts.are_cifar10(names or layouts.CLASSES):
+        return assemble(found, img_size, training)
+    return f"{path}, whose classes are {some(names, 10)}"
 
 
 def _places(root: Path) -> Iterator[tuple[Callable | None, Path]]:

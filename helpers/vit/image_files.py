@@ -2,6 +2,7 @@
 
 import csv
 import unicodedata
+from collections import Counter
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
@@ -74,9 +75,10 @@ def _read_competition(root: Path) -> Reading | None:
         return None
     images = _images_in(_inner(folder))
     if not images:
-        packed = files.get("train.7z", root / "train.7z")  # nothing can be written where Kaggle puts it
-        step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
-        step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
+        step = "Give a folder that has both"
+        if packed := files.get("train.7z"):  # nothing can be written where Kaggle puts it
+            step = f"mkdir cifar10; pip install py7zr; py7zr x {packed} cifar10; cp {table} cifar10"
+            step = f"Unpack {packed.name} into a folder of yours, with the table: {step}; data_root='cifar10'"
         raise DataError(f"{root}: {table.name}, but no train/ folder with images beside it. {step}.")
     label_of = _read_labels(table)
     if unpaired := sorted({path.stem for path in images} ^ label_of.keys(), key=natural):
@@ -94,6 +96,9 @@ def _read_labels(table: Path) -> dict[str, str]:
             names = [name.strip().lower() for name in next(csv.reader(file), ())]
             if not {"id", "label"} <= {*names}:
                 raise DataError(f"{table}: the first line is {some(names)}, expected columns id and label.")
-            return {row["id"]: row["label"] for row in csv.DictReader(file, names, restval="")}
+            rows = [(row["id"].strip(), row["label"].strip()) for row in csv.DictReader(file, names, restval="")]
+            if twice := [one for one, count in Counter(one for one, _ in rows).items() if count > 1]:
+                raise DataError(f"{table}: ids that are there twice: {some(twice)}.")
+            return dict(rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: is no readable CSV ({error}).") from error

@@ -670,10 +670,8 @@ def test_the_label_table_is_checked(tmp_path):
     for text, words in [
         ("\n".join(lines[:-1]), ["120.png", "1 of the 120"]),  # an image without a row
         (intact + "121,cat\n", ["121.png", "1 of the 121"]),  # a row without an image
-        (
-            intact.replace(f"\n5,{lines[5].split(',')[1]}\n", "\n5,lion\n"),
-            ["label lion is none of the classes airplane"],
-        ),
+        (intact + "7,cat\n", ["ids that are there twice: 7"]),
+        (intact.replace(f"\n5,{lines[5].split(',')[1]}\n", "\n5,lion\n"), ["label lion is none of the classes airpl"]),
         ("number,name\n1,cat\n", ["number", "id and label"]),
         ("id,label\n", ["1.png", "120 of the 120"]),
         ("", ["id and label"]),

@@ -237,6 +237,24 @@ def test_the_search_says_what_it_saw_and_goes_on(tmp_path, capsys):
     assert load_images("auto", False, default_roots=[tmp_path / "g"]).name == "CIFAR-10"
 
 
+def test_what_is_broken_hides_nothing_in_a_search_and_is_no_other_set_where_it_was_given(tmp_path, capsys):
+    write_batches(tmp_path / "sets")
+    for name in ("other.npz", "cut.npz"):
+        np.savez(tmp_path / name, x_train=np.array([[1], [2, 3]], object), y_train=[0, 1])
+    found = load_images(None, False, default_roots=[tmp_path, tmp_path])
+    assert found.name == "CIFAR-10" and capsys.readouterr().out.count("cut.npz") == 1
+    expect(tmp_path, "cut.npz")
+    write_npz(tmp_path / "own", x_train=TRAIN_X / 127.5 - 1)
+    write_pets(tmp_path / "own" / "thumbs")
+    expect(tmp_path / "own", "not normalised")
+
+
+def test_cifar100_without_the_names_of_its_classes(tmp_path):
+    write_cifar100(tmp_path / "d", "python")
+    (tmp_path / "d" / "meta").unlink()
+    assert load_images(tmp_path, False).classes == tuple(map(str, range(100)))
+
+
 def test_too_few_classes_are_refused(tmp_path):
     write_pets(tmp_path)
     for split in ("train", "test"):

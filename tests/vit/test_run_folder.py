@@ -81,6 +81,14 @@ def test_a_resumed_run_keeps_its_id_wherever_it_goes_on(q1, tmp_path):
     assert three.step == 50 and not (tmp_path / "b" / "earlier").exists()
 
 
+def test_training_again_in_the_same_notebook_keeps_what_was_trained(q1, tmp_path):
+    first = trained(q1, tmp_path)
+    second = make_run(q1, n=160, resume=False, init_weights=None, checkpoint=None)
+    ckpt.begin(second, tmp_path)
+    q1.train(second, tmp_path)
+    assert ids_in(tmp_path) == {second.id} and ids_in(tmp_path / "earlier" / first.id) == {first.id}
+
+
 def test_a_finished_run_is_kept_and_told(q1, tmp_path, capsys):
     one = trained(q1, tmp_path)
     (tmp_path / "curves.png").write_bytes(b"its figure")
@@ -138,7 +146,7 @@ def test_a_run_resumed_over_anothers_best_does_not_take_it_for_its_own(q1, tmp_p
     other = trained(q1, tmp_path / "other")
     run = trained(q1, tmp_path)
     (tmp_path / "other" / ckpt.BEST).replace(tmp_path / ckpt.BEST)
-    resumed = make_run(q1, n=160, epochs=3, resume=True, init_weights=None)
+    resumed = make_run(q1, n=160, epochs=3, resume=True, init_weights=None, checkpoint=None)
     ckpt.begin(resumed, tmp_path)
     assert resumed.best is None and f"is of another run ({other.id}, not {run.id})" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=f"run {run.id} has no weights yet"):

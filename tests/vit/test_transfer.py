@@ -28,7 +28,7 @@ def same(model, other, names):
 
 def test_a_run_of_the_same_measures_begins_with_all_weights(q1, tmp_path, capsys):
     old, path = source(q1, tmp_path)
-    run = make_run(q1, seed=1, init_weights=str(path), resume=False)
+    run = make_run(q1, seed=1, init_weights=str(path), resume=False, checkpoint=None)
     ckpt.begin(run, tmp_path)
     names = [*run.model.state_dict()]
     for model in (run.model, run.ema):
@@ -41,7 +41,7 @@ def test_a_run_that_is_resumed_does_not_begin_anew(q1, tmp_path):
     _, path = source(q1, tmp_path)
     run = make_run(q1)
     q1.train(run, tmp_path)
-    again = make_run(q1, init_weights=str(path), resume=True)
+    again = make_run(q1, init_weights=str(path), resume=True, checkpoint=None)
     ckpt.begin(again, tmp_path)
     assert again.step == run.step and same(again.model, run.model, ["head.weight"])
 
