@@ -55,5 +55,5 @@ shapes    the drawn world of both
 import os
 
 # Threads that wait for each other spin for a moment only, then sleep (libgomp, before torch loads it). By default they
-# spin so long that beside other work a video takes several times as long (assets/measured/bench_q2_threads.md).
+# spin so long that beside other work a video takes twice as long (assets/measured/bench_q2_threads.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
