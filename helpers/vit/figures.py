@@ -29,8 +29,9 @@ def schedule(rate: Callable[[float], float], epochs: float) -> Figure:
     return figure
 
 
-def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss, validation accuracy of raw and EMA weights, and learning rate over epochs; from rows of `history.csv`."""
+def learning_curves(history: Sequence[dict[str, float]], test: float) -> Figure:
+    """Loss, validation accuracy of raw and EMA weights, and learning rate over epochs, from rows of `history.csv`; and
+    the accuracy `test`, in percent, of the weights that were kept."""
     epochs = [row["epoch"] for row in history]
     figure, (left, right, rate) = new_figure(11, 3.6, 1, 3)
     left.plot(epochs, [row["loss"] for row in history], marker="o", markersize=3)
@@ -38,6 +39,7 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
     for key, label in (("val_accuracy", "raw weights"), ("ema_accuracy", "EMA weights")):
         accuracy = np.array([row[key] for row in history], float)  # None, where no images are held out, is NaN
         right.plot(epochs, accuracy, marker="o", markersize=3, label=label)
+    right.axhline(test, color="0.3", linestyle="--", linewidth=1, label=f"test images: {test:.2f} %")
     right.set(title="Accuracy on validation images", xlabel="epoch", ylabel="accuracy (%)")
     right.legend(frameon=False)
     rate.plot(epochs, [row["lr"] for row in history], marker="o", markersize=3)

@@ -372,7 +372,7 @@ def draw(out: Path) -> None:
     for name in ("gpu_run", "cpu_run"):
         said = json.loads((measured / f"q1_{name}.json").read_text())
         about = f"preset {said['config']['preset']}, seed {said['seed']}; {said['device']}, {said['precision']}"
-        run = figures.learning_curves(read_rows(measured / f"q1_{name}.csv"))
+        run = figures.learning_curves(read_rows(measured / f"q1_{name}.csv"), said["test_accuracy"])
         finish(run, out / f"{name}.png", f"{data}; {about}; torch {said['versions']['torch']}")
 
 
