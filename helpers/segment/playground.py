@@ -22,7 +22,7 @@ from helpers.segment.overlay import draw_instances
 
 THRESHOLDS = ("box_threshold", "clipseg_thr", "nms_iou")
 WIDEST = 900  # pixels of the picture that is shown
-HIGHEST = "480px"  # so that what was found can be read below it
+HIGHEST = "480px"  # so that field, answer and picture are seen together
 
 
 def playground(
@@ -52,9 +52,9 @@ def playground(
     picture, status, shown = Picture(format="png", layout=place), HTML(), [image]
     hint = f"\n{TINY}" if models.kind == "tiny" else ""
 
-    def show(detections: list[Detection], text_below: str) -> None:
+    def show(detections: list[Detection], said: str) -> None:
         picture.value = _png(draw_instances(shown[0], detections))
-        status.value = f"<pre>{html.escape(text_below)}</pre>"
+        status.value = f"<pre>{html.escape(said)}</pre>"
 
     def run(_: Any = None) -> None:
         button.disabled, button.description = True, "working …"
@@ -82,7 +82,7 @@ def playground(
     button.on_click(run)
     upload.observe(take, "value")
     show(found, f"Enter starts it. Phrases are separated by full stops or commas.{hint}")
-    return VBox([HBox([text, button, upload]), HBox(list(sliders.values())), picture, status])
+    return VBox([HBox([text, button, upload]), HBox(list(sliders.values())), status, picture])
 
 
 def _png(image: np.ndarray) -> bytes:

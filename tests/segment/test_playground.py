@@ -26,7 +26,7 @@ class Bench:
         self.asked, self.busy, self.found = [], [], [Detection("cat", 0.9, (5, 5, 20, 20), "clipseg", MASK, 0.8)]
         models = SimpleNamespace(kind=kind, names=lambda: {"sam2": "SAM 2"})
         self.widget = playground(self.segment, models, IMAGE, [], "cat. red dog", Settings(), out)
-        top, sliders, self.picture, self.status = self.widget.children
+        top, sliders, self.status, self.picture = self.widget.children
         self.text, self.button, self.upload = top.children
         self.sliders = {slider.description: slider for slider in sliders.children}
 
