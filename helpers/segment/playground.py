@@ -60,8 +60,8 @@ def playground(
         button.disabled, button.description = True, "working …"
         try:
             detections, seconds = segment(shown[0], text.value, **{name: one.value for name, one in sliders.items()})
-            none = "nothing found" if hint else f"nothing found: {advice(models.kind, settings)}"
-            show(detections, f"{table(detections, seconds) if detections else none}\nwritten into {out}{hint}")
+            nothing = f"nothing found: {advice(models.kind, settings)}"
+            show(detections, f"{table(detections, seconds) + hint if detections else nothing}\nwritten into {out}")
             write_detections(out, shown[0], detections, "from the playground", text.value, models.names(), seconds)
         except ValueError as error:  # an empty prompt, or one that is too long
             show([], str(error))

@@ -195,10 +195,10 @@ def read_arrays(path: Path, own: bool = True) -> Reading | str | None:
     Unless `own` classes will do, what is larger than CIFAR-10 is left alone."""
     layout = {".npz": "NumPy .npz", ".npy": "NumPy .npy"}.get(path.suffix.lower(), "Parquet or Arrow")
     left_out: list[str] = []
-    if kind := layouts.batch_kind(peek(path)[1]):
+    if kind := layouts.batch_kind(beside := peek(path)[1]):
         layout, files = layouts.BATCH_ENDINGS[kind[1]], _official_files(path, *kind)
         used = {file.name for paths in files.values() for file in paths}
-        left_out = [name for name in peek(path)[1] if name not in used and name.startswith("data_batch")]
+        left_out = [name for name in beside if name not in used and name.startswith("data_batch")]
     elif path.is_file():
         files = {"": [path]}
     else:

@@ -15,7 +15,7 @@ import torch
 
 from helpers.common import distributed, environment
 from helpers.common.device import PRECISIONS, pick_compute, seed_everything
-from helpers.common.images import ImageError, find_images
+from helpers.common.images import ImageError, expand, find_images
 from helpers.vit.data import fingerprint
 from helpers.vit.image_set import ImageSet
 from helpers.vit.run_folder import LAST, check_writable
@@ -190,7 +190,7 @@ def _check_files(cfg: SimpleNamespace, require: Callable[[str, bool, str], None]
     else:
         expected = f"True or False, without quotation marks, or the path of a {LAST} ({here})"
         require("resume", isinstance(cfg.resume, str | os.PathLike) and str(cfg.resume).strip(), expected)
-        path = Path(os.path.expanduser(cfg.resume))  # noqa: PTH111
+        path = expand(cfg.resume)
         path = path / LAST if path.is_dir() else path
         require("resume", path.is_file() or not main, f"{expected}: there is no such file")
         cfg.resume = str(path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers.common.files import DataError, natural, peek, some
 from helpers.common.hub import HubError, cached, fetch
+from helpers.common.images import expand
 from helpers.vit import array_files, image_files, layouts
 from helpers.vit.archives import is_archive, outside, unpacked
 from helpers.vit.image_set import ImageSet, Reading, assemble, tensors
@@ -95,7 +96,7 @@ def read_images(root: str | Path, img_size: int = 32, training: bool = True) -> 
     """Read and check the nearest images at `root`, a folder or a file, or up to two folders below; a `DataError` names
     the culprit."""
     try:
-        return _find(Path(root).expanduser(), img_size, training)
+        return _find(expand(root), img_size, training)
     except NothingFoundError:
         raise
     except (DataError, OSError) as error:
@@ -116,7 +117,7 @@ def _find(root: Path, img_size: int, training: bool, broken: set[str] | None = N
     remarks: list[str] = []
     for reader, path in _places(root):
         try:
-            found = _read(reader, path, img_size, training, own=broken is None)
+            found = _read(reader, path, img_size, training, broken)
         except (DataError, OSError) as error:
             if broken is None:
                 raise
@@ -130,15 +131,16 @@ def _find(root: Path, img_size: int, training: bool, broken: set[str] | None = N
     raise NothingFoundError(root, remarks)
 
 
-def _read(reader: Callable | None, path: Path, img_size: int, training: bool, own: bool) -> ImageSet | str | None:
-    """The images in one place, or why there are none to be taken: unless `own` classes will do, CIFAR-10's are."""
+def _read(
+    reader: Callable | None, path: Path, img_size: int, training: bool, broken: set[str] | None
+) -> ImageSet | str | None:
+    """The images in one place, see `_find`, or why there are none to be taken."""
+    own = broken is None
     if not reader and not own and not _is_named_cifar10(path):
         return f"{path}, an archive"
     if not reader:
         with unpacked(path) as folder:
-            found = _find(folder, img_size, training)
-        if not own and not layouts.are_cifar10(found.classes):
-            return f"{path}, whose classes are {some(found.classes, 10)}"
+            found = _find(folder, img_size, training, broken)
         return replace(found, source=outside(found.source, folder, path))
     found = reader(path, own)
     if not isinstance(found, Reading):

@@ -48,12 +48,11 @@ def classify(
 ) -> Iterator[Answer]:
     """Yield an `Answer` for each picture of `source`, see `find_images`; those that cannot be read are skipped with a
     warning, and `ValueError` is raised where none can. `prepare` maps uint8 [B, 3, H, W] to the model's input."""
-    paths, broken = find_images(source), []
-    for group, images in _batches(paths, size, "classifying", broken):
+    paths, count = find_images(source), 0
+    for group, images in _batches(paths, size, "classifying", lambda _, problem: print(f"warning: skipped: {problem}")):
+        count += len(group)
         yield from map(Answer, group, images, evaluate.predict(model, images, prepare, compute)[0])
-    for _, problem in broken:
-        print(f"warning: skipped: {problem}")
-    if len(broken) == len(paths):
+    if not count:
         raise ValueError(f"pictures={str(source)!r}: none of the {len(paths)} pictures could be read")
 
 
@@ -84,13 +83,15 @@ def write_submission(
     if folder is None:
         return False
     ids = [entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")]
-    ids, broken = sorted(filter(str.isdecimal, ids), key=int), []
+    ids = sorted(filter(str.isdecimal, ids), key=int)
     label = dict.fromkeys(ids, classes[0])
-    for group, images in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv", broken):
+
+    def unseen(path: Path, problem: str) -> None:
+        print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
+
+    for group, images in _batches([folder / f"{number}.png" for number in ids], size, "submission.csv", unseen):
         guesses = guess(images=images).mean(0).argmax(-1).tolist()
         label |= {path.stem: classes[k] for path, k in zip(group, guesses, strict=True)}
-    for path, problem in broken:
-        print(f"warning: {path} gets the label {classes[0]!r} unseen: {problem}")
     write_csv([{"id": number, "label": label[number]} for number in ids], table)
     print(f"{table}: the labels of {len(ids):,} images in {folder}")
     return True
@@ -136,10 +137,10 @@ def _normalise(images: Tensor, size: int, scale: Sequence[Tensor]) -> Tensor:
 
 
 def _batches(
-    paths: Sequence[Path], size: int, title: str, broken: list[tuple[Path, str]]
+    paths: Sequence[Path], size: int, title: str, skip: Callable[[Path, str], object]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield (paths, uint8 [B, 3, S, S]), in order, at most `BATCH` pictures at a time; `broken` collects (path, why it
-    cannot be read)."""
+    """Yield (paths, uint8 [B, 3, S, S]), in order, at most `BATCH` pictures at a time; `skip(path, why)` is called for
+    one that cannot be read."""
 
     def attempt(path: Path) -> tuple[Path, Any]:
         try:
@@ -151,7 +152,8 @@ def _batches(
     read_pictures = ahead(attempt, paths, threads=16, most=BATCH)
     with bar:
         while results := [*itertools.islice(read_pictures, BATCH)]:
-            broken += [entry for entry in results if isinstance(entry[1], str)]
+            for path, problem in [entry for entry in results if isinstance(entry[1], str)]:
+                skip(path, problem)
             read = [entry for entry in results if isinstance(entry[1], Tensor)]
             for _, group in itertools.groupby(read, key=lambda entry: entry[1].shape):
                 group_paths, images = zip(*group, strict=True)
